@@ -1,0 +1,58 @@
+# `make run` and `make test` are the front door: each builds .venv first when it is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --custom-compile-command "make requirements"
+
+.PHONY: run install test check lint types fuzz bench requirements clean
+
+run: install
+	@$(BIN)/feedboard serve
+
+install: $(VENV)/local.stamp
+
+test: $(VENV)/dev.stamp
+	$(BIN)/pytest
+
+check: lint types test
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+# The long form of the API's property tests.
+fuzz: $(VENV)/dev.stamp
+	FEEDBOARD_FUZZ=1000 $(BIN)/pytest tests/test_openapi.py
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m bench.start
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is renewed when a requirement file is: the environment always is what the files say.
+$(VENV)/local.stamp: requirements/local.txt pyproject.toml | $(VENV)/bin/python
+	$(PIP) --require-hashes -r requirements/local.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: requirements/dev.txt $(VENV)/local.stamp
+	$(PIP) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# Pin anew: the newest versions that pyproject.toml allows, with their hashes.
+requirements: | $(VENV)/bin/python
+	$(PIP) uv
+	$(COMPILE) --upgrade pyproject.toml requirements/build.in --extra local --group dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml requirements/build.in --extra local -c requirements/dev.txt -o requirements/local.txt
+	$(COMPILE) pyproject.toml requirements/build.in -c requirements/dev.txt -o requirements/service.txt
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,185 @@
+"""The application: what is opened for its life, what it serves, how it answers errors."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, RedirectResponse
+from starlette.staticfiles import StaticFiles
+
+import migrations
+from app import logs, problems
+from app.request_log import RequestLog
+from config.db import Sessions, open_engine, session_factory
+from config.s3 import open_s3, require_bucket
+from config.settings import Settings, SettingsError
+from models.problem import Problem
+from routers import auth, feeds, health, images
+from services.images import ImageStore, reap_forever
+from services.passwords import Passwords
+from services.pictures import Limits, open_cleaner
+from services.tokens import Tokens
+
+KIB = 1024
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The whole service as one ASGI application; nothing is opened before its lifespan begins."""
+    app = FastAPI(
+        title="Feedboard",
+        version=version("feedboard"),
+        description="Posts with pictures: write, read, list, change and delete them.",
+        lifespan=partial(_lifespan, settings),
+        docs_url=None,
+        redoc_url=None,
+        # Short operation ids, for the function names of generated clients.
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.settings = settings
+    problems.install(app)
+    _add_middleware(app, settings)
+    app.include_router(auth.router, max_body_size=64 * KIB)
+    app.include_router(
+        feeds.router,
+        max_body_size=settings.max_body_bytes,
+        # More files than a feed may have are still parsed, to be refused in words.
+        form_limits={"max_files": 2 * settings.max_images + 10, "max_part_size": 512 * KIB},
+    )
+    app.include_router(images.router, max_body_size=0)
+    app.include_router(health.router, max_body_size=0)
+    _add_docs(app)
+    return app
+
+
+def from_environment() -> FastAPI:
+    """What a worker process serves; its parent has put all settings into the environment."""
+    settings = Settings.load()
+    logs.configure(settings)
+    return create_app(settings)
+
+
+async def prepare(settings: Settings) -> None:
+    """Before anything is served: the newest schema, and a bucket to put images in.
+
+    Raises SettingsError, naming what is wrong, and OperationalError without a database.
+    """
+    async with open_engine(settings) as engine, open_s3(settings) as s3:
+        await migrations.upgrade(engine)
+        await require_bucket(s3, settings)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What the services work with; one of each for the process's life."""
+
+    sessions: Sessions
+    images: ImageStore
+    passwords: Passwords
+    tokens: Tokens
+
+
+@asynccontextmanager
+async def open_capabilities(settings: Settings) -> AsyncGenerator[Capabilities]:
+    """Open what the services need; close it in reverse order."""
+    if settings.secret_key is None:
+        raise SettingsError("SECRET_KEY is missing.")
+    limits = Limits(bytes=settings.max_image_bytes, pixels=settings.max_image_pixels)
+    async with (
+        open_engine(settings) as engine,
+        open_s3(settings) as s3,
+        open_cleaner(limits, workers=settings.image_workers) as cleaner,
+    ):
+        yield Capabilities(
+            sessions=session_factory(engine),
+            images=ImageStore(s3, cleaner, settings),
+            passwords=Passwords(settings.password_workers),
+            tokens=Tokens(settings.secret_key.get_secret_value(), settings.access_token_minutes),
+        )
+
+
+@asynccontextmanager
+async def _lifespan(settings: Settings, app: FastAPI) -> AsyncGenerator[None]:
+    async with open_capabilities(settings) as able:
+        app.state.sessions = able.sessions
+        app.state.images = able.images
+        app.state.passwords = able.passwords
+        app.state.tokens = able.tokens
+        async with _background(reap_forever(able.sessions, able.images)):
+            yield
+
+
+@asynccontextmanager
+async def _background(work: Any) -> AsyncGenerator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    # The last one added is the outermost.
+    app.add_middleware(problems.LastResort)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+        allow_methods=["GET", "HEAD", "POST", "PATCH", "PUT", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=["Link", "X-Total-Count", "X-Request-ID", "Retry-After", "ETag"],
+        max_age=600,
+    )
+    app.add_middleware(RequestLog, access_log=settings.access_log)
+
+
+def _add_docs(app: FastAPI) -> None:
+    """Swagger UI from files that are shipped, so that it works with no internet access."""
+    app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
+    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        root = request.scope.get("root_path", "").rstrip("/")
+        return get_swagger_ui_html(
+            openapi_url=f"{root}/openapi.json",
+            title="Feedboard API",
+            swagger_js_url=f"{root}/docs/assets/swagger-ui-bundle.js",
+            swagger_css_url=f"{root}/docs/assets/swagger-ui.css",
+            swagger_favicon_url=f"{root}/docs/assets/favicon-32x32.png",
+            swagger_ui_parameters={
+                "persistAuthorization": True,
+                "tryItOutEnabled": True,
+                "defaultModelsExpandDepth": 0,  # The list of schemas is there, but folded.
+            },
+        )
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon(request: Request) -> RedirectResponse:
+        # Browsers ask for it by themselves, for instance where an image is opened.
+        root = request.scope.get("root_path", "").rstrip("/")
+        return RedirectResponse(f"{root}/docs/assets/favicon-32x32.png")
+
+    @app.get("/", include_in_schema=False)
+    async def home(request: Request) -> RedirectResponse:
+        return RedirectResponse(request.scope.get("root_path", "").rstrip("/") + "/docs")
+
+
+def _openapi(app: FastAPI, generate: Any) -> dict[str, Any]:
+    """FastAPI's document, with the shape that all problems share, and what the settings limit."""
+    if app.openapi_schema is None:
+        schemas = generate().setdefault("components", {}).setdefault("schemas", {})
+        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= problem.pop("$defs") | {"Problem": problem}
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        for shape, field in (("FeedCreate", "images"), ("FeedUpdate", "new_images")):
+            schemas[shape]["properties"][field]["maxItems"] = app.state.settings.max_images
+    return app.openapi_schema or {}

@@ -1,0 +1,54 @@
+"""One line a request, and the id that ties the line, the response and a problem together."""
+
+import re
+import time
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uuid_utils import uuid7
+
+log = structlog.get_logger()
+_SANE = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class RequestLog:
+    """Pure ASGI: takes or makes `X-Request-ID`, returns it, and logs what came of the request."""
+
+    def __init__(self, app: ASGIApp, *, access_log: bool) -> None:
+        self.app = app
+        self.access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        # An id of a client goes into logs and headers, so only a plain one is taken over.
+        request_id = given if _SANE.fullmatch(given) else str(uuid7())
+        scope.setdefault("state", {})["request_id"] = request_id
+        status, sent = None, 0
+
+        async def counted(message: Message) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            else:
+                sent += len(message.get("body", b""))
+            await send(message)
+
+        started = time.perf_counter()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self.app(scope, receive, counted)
+            finally:
+                if self.access_log:
+                    log.info(
+                        "request",
+                        method=scope["method"],
+                        route=getattr(scope.get("route"), "path", scope["path"]),
+                        status=status,
+                        ms=round((time.perf_counter() - started) * 1000, 2),
+                        bytes=sent,
+                    )

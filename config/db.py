@@ -1,0 +1,73 @@
+"""The database: engine, session factory, and `get_db`, which lends a session to a request."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+from starlette.requests import HTTPConnection
+
+from config.settings import Settings
+
+Sessions = async_sessionmaker[AsyncSession]
+
+
+@asynccontextmanager
+async def open_engine(settings: Settings) -> AsyncGenerator[AsyncEngine]:
+    """The process's one engine; its pool is emptied on the way out."""
+    if settings.database_url is None:
+        raise ValueError("an embedded database is started before its engine is opened")
+    engine = create_async_engine(
+        settings.database_url,
+        pool_size=settings.database_pool_size,
+        max_overflow=0,
+        pool_timeout=10,
+        # A connection that died while it lay in the pool (a restarted database) is replaced unseen.
+        pool_pre_ping=True,
+        # Values (addresses, hashes) stay out of error messages, and so out of the log.
+        hide_parameters=True,
+        connect_args={"timeout": 5, "server_settings": {"application_name": "feedboard"}},
+    )
+    event.listen(engine.sync_engine, "do_connect", _connect)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+def _connect(
+    dialect: Dialect, record: object, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> DBAPIConnection:
+    """Connect as SQLAlchemy would, but raise OperationalError for whatever stands in the way.
+
+    asyncpg raises OSError, TimeoutError and its own errors here, which the dialect lets through.
+    """
+    try:
+        return dialect.connect(*arguments, **options)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise OperationalError("connect", None, error) from error
+
+
+def session_factory(engine: AsyncEngine) -> Sessions:
+    """Sessions that begin nothing by themselves.
+
+    A query outside a visible `async with db.begin()` fails at once, and a forgotten commit cannot
+    exist.
+    """
+    return async_sessionmaker(engine, autobegin=False, expire_on_commit=False)
+
+
+async def get_db(connection: HTTPConnection) -> AsyncGenerator[AsyncSession]:
+    """Lend one session to one request, and close it on every path."""
+    sessions: Sessions = connection.app.state.sessions
+    async with sessions() as db:
+        yield db

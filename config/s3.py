@@ -1,0 +1,90 @@
+"""The one S3 client of the process, for AWS and for every store that speaks its protocol."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import aioboto3
+from aiobotocore.config import AioConfig
+from aiobotocore.response import StreamingBody
+from botocore.exceptions import BotoCoreError, ClientError
+
+from config.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3.client import S3Client
+    from types_aiobotocore_s3.literals import BucketLocationConstraintType
+else:
+    S3Client = object
+
+__all__ = ["S3Client", "S3Error", "StreamingBody", "open_s3", "require_bucket"]
+
+# What a call to the store raises when the store is at fault, or is not there.
+S3Error = (BotoCoreError, ClientError, OSError)
+
+
+@asynccontextmanager
+async def open_s3(settings: Settings) -> AsyncGenerator[S3Client]:
+    """One S3 client for the process's life; making one per call is most of an upload's time."""
+    secret = settings.s3_secret_key
+    session = aioboto3.Session(
+        aws_access_key_id=settings.s3_access_key,
+        aws_secret_access_key=secret.get_secret_value() if secret else None,
+        region_name=settings.s3_region,
+    )
+    own = settings.s3_endpoint_url is not None
+    config = AioConfig(
+        connect_timeout=3,
+        read_timeout=15,
+        retries={"mode": "standard", "total_max_attempts": 2},
+        max_pool_connections=64,
+        # Stores other than AWS know the path style, and seldom the newer trailing checksums.
+        s3={"addressing_style": "path" if own else "auto"},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    async with session.client("s3", endpoint_url=settings.s3_endpoint_url, config=config) as client:
+        yield client
+
+
+async def require_bucket(s3: S3Client, settings: Settings) -> None:
+    """See that the bucket is there; on an endpoint of one's own a missing one is created.
+
+    Raises SettingsError, naming the bucket, where it is missing, forbidden or out of reach.
+    """
+    bucket, where = settings.s3_bucket or "", settings.s3_endpoint_url or "AWS"
+    try:
+        await s3.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if status != 404:
+            raise SettingsError(
+                f"S3_BUCKET: the bucket {bucket!r} at {where} refuses these keys ({status}); "
+                "check S3_ACCESS_KEY and S3_SECRET_KEY, and that they may use the bucket."
+            ) from error
+        if settings.s3_endpoint_url is None:
+            raise SettingsError(
+                f"S3_BUCKET: there is no bucket {bucket!r} on AWS in {settings.s3_region}; "
+                "create it, or mend S3_BUCKET or S3_REGION."
+            ) from error
+        await _create(s3, bucket, settings.s3_region)
+    except S3Error as error:
+        raise SettingsError(f"S3_ENDPOINT_URL: {where} cannot be reached ({error}).") from error
+
+
+async def _create(s3: S3Client, bucket: str, region: "BucketLocationConstraintType | str") -> None:
+    try:
+        # us-east-1 is the one region that must not be named as a location (S3 API, CreateBucket).
+        if region == "us-east-1":
+            await s3.create_bucket(Bucket=bucket)
+        else:
+            await s3.create_bucket(
+                Bucket=bucket,
+                CreateBucketConfiguration={"LocationConstraint": region},  # type: ignore[typeddict-item]
+            )
+    except s3.exceptions.BucketAlreadyOwnedByYou:
+        pass  # another process was quicker
+    except S3Error as error:
+        raise SettingsError(
+            f"S3_BUCKET: the bucket {bucket!r} cannot be created: {error}"
+        ) from error

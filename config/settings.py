@@ -1,0 +1,188 @@
+"""Everything that the environment may change, each with a line of why."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+MIB = 1024 * 1024
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class SettingsError(Exception):
+    """The service cannot start in this environment; the text tells a person why."""
+
+
+class Settings(BaseSettings):
+    """Read from the environment and from `.env`; handed to `create_app`, never a global."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    database_url: Text | None = Field(
+        None,
+        description="PostgreSQL, as `postgresql+asyncpg://user:password@host/name` "
+        "(`postgresql://` is taken too; a Unix socket is `?host=/folder`). Unset: an embedded one "
+        "under `DATA_DIR`.",
+    )
+    database_pool_size: int = Field(
+        10, ge=1, le=1000, description="Connections to the database that a process keeps, at most."
+    )
+    s3_bucket: Text | None = Field(
+        None, description="Where images are kept. Unset: an embedded store under `DATA_DIR`."
+    )
+    s3_access_key: Text | None = Field(
+        None,
+        description="Access key id. Unset with its secret: the AWS chain (role, profile) decides.",
+    )
+    s3_secret_key: SecretStr | None = Field(None, description="Secret of the access key.")
+    s3_region: Text = Field("ap-northeast-2", description="Region of the bucket.")
+    s3_endpoint_url: Text | None = Field(
+        None, description="An S3-compatible store of your own; unset means AWS."
+    )
+    s3_public_url: Text | None = Field(
+        None,
+        description="Where clients load images from (a CDN, a public bucket), before `/images/…`. "
+        "Unset: the service streams them itself.",
+    )
+    public_url: Text | None = Field(
+        None,
+        validate_default=False,
+        description="How clients reach the service. Default: `http://localhost:{PORT}`.",
+    )
+    secret_key: SecretStr | None = Field(
+        None,
+        description="Signs access tokens; at least 32 characters. Needed with an external "
+        "database; with the embedded one it is made once and kept under `DATA_DIR`.",
+    )
+    access_token_minutes: int = Field(
+        60, ge=1, le=60 * 24, description="How long an access token is good for, in minutes."
+    )
+    host: Text = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    data_dir: Path = Field(
+        Path("data"), description="What the embedded parts keep, they keep here."
+    )
+    workers: int = Field(1, ge=1, le=64, description="Processes that serve requests.")
+    max_image_bytes: int = Field(
+        10 * MIB, ge=1024, le=1024 * MIB, description="Largest image taken, in bytes."
+    )
+    max_image_pixels: int = Field(
+        50_000_000, ge=1, le=1_000_000_000, description="Largest image taken, in pixels."
+    )
+    max_images: int = Field(10, ge=0, le=100, description="Images that a feed may have.")
+    image_workers: int = Field(
+        2, ge=1, le=64, description="Images that a process checks and cleans at the same time."
+    )
+    image_grace: int = Field(
+        3600,
+        ge=60,
+        le=7 * 86400,
+        description="Seconds after which an upload that no feed took is deleted.",
+    )
+    password_workers: int = Field(
+        1, ge=1, le=64, description="Passwords that a process hashes at the same time."
+    )
+    cors_origins: str = Field(
+        "*", description="Origins whose pages may call the API, separated by commas; `*` is any."
+    )
+    access_log: bool = Field(True, description="Whether each request is logged, one line each.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged."
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="`auto` is `console` on a terminal and `json` elsewhere."
+    )
+
+    @field_validator("database_url")
+    @classmethod
+    def _asyncpg(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            url = make_url(value)
+        except ArgumentError as error:
+            raise ValueError("not a database URL") from error
+        if url.drivername not in {"postgresql", "postgres", "postgresql+asyncpg"}:
+            raise ValueError("it must begin with postgresql+asyncpg:// (or postgresql://)")
+        url = url.set(drivername="postgresql+asyncpg")
+        return url.render_as_string(hide_password=False)
+
+    @field_validator("s3_endpoint_url", "s3_public_url", "public_url")
+    @classmethod
+    def _http_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
+            raise ValueError("it must be a URL such as https://feeds.example.com")
+        return value.rstrip("/")
+
+    @field_validator("secret_key")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value().encode()) < 32:
+            raise ValueError("it must be at least 32 characters long (try: openssl rand -hex 32)")
+        return value
+
+    @property
+    def base_url(self) -> str:
+        """Where clients reach the service, with no slash at its end."""
+        return self.public_url or f"http://localhost:{self.port}"
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest request body: a feed with all its images, and room for its words."""
+        return self.max_images * self.max_image_bytes + MIB
+
+    @property
+    def embeds_database(self) -> bool:
+        return self.database_url is None
+
+    @property
+    def embeds_store(self) -> bool:
+        return self.s3_bucket is None
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Read the environment; `overrides` win over it.
+
+        Raises SettingsError, whose text names each missing or malformed setting.
+        """
+        try:
+            settings = cls(**{k: v for k, v in overrides.items() if v is not None})
+        except ValidationError as error:
+            raise SettingsError("\n".join(_sentence(e) for e in error.errors())) from error
+        settings.require_complete()
+        return settings
+
+    def replace(self, **changes: Any) -> Self:
+        """These settings with some changed, which are checked like any other."""
+        return type(self)(_env_file=None, **(self.model_dump() | changes))
+
+    def require_complete(self) -> None:
+        """Raise SettingsError where one setting needs another that is missing."""
+        if not self.embeds_database and self.secret_key is None:
+            raise SettingsError(
+                "SECRET_KEY is missing: with an external database (DATABASE_URL) it must be given, "
+                "at least 32 characters (try: openssl rand -hex 32)."
+            )
+        if (self.s3_access_key is None) != (self.s3_secret_key is None):
+            missing = "S3_ACCESS_KEY" if self.s3_access_key is None else "S3_SECRET_KEY"
+            raise SettingsError(f"{missing} is missing: the two S3 keys are given together.")
+        if self.embeds_store and (self.s3_endpoint_url or self.s3_access_key):
+            raise SettingsError(
+                "S3_BUCKET is missing: S3_ENDPOINT_URL or S3_ACCESS_KEY is set, so name the bucket."
+            )
+
+
+def _sentence(error: Any) -> str:
+    name = str(error["loc"][0]).upper() if error["loc"] else "The environment"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    # The value itself is left out: it may be a secret.
+    return f"{name} is not valid: {message[:1].lower()}{message[1:].rstrip('.')}."

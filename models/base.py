@@ -1,0 +1,81 @@
+"""What all tables share: how constraints are named, ids, and times in UTC."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
+from sqlalchemy import BigInteger, DateTime, Identity, MetaData, func
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+MAX_ID = 2**63 - 1
+# Moves on within a transaction, and is one and the same for all columns of a statement.
+NOW = func.statement_timestamp()
+
+
+class Base(DeclarativeBase):
+    # Names that do not depend on the database's whim, so that a migration can drop what it made.
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - declared so by SQLAlchemy
+        datetime: DateTime(timezone=True)
+    }
+    # What the server fills in comes back with the INSERT or UPDATE itself, by RETURNING.
+    __mapper_args__ = {  # noqa: RUF012
+        "eager_defaults": True
+    }
+
+
+class Identified:
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True, sort_order=-1)
+
+
+class Timed:
+    create_dt: Mapped[datetime] = mapped_column(server_default=NOW, sort_order=1)
+    update_dt: Mapped[datetime] = mapped_column(server_default=NOW, sort_order=1)
+
+
+class Shape(BaseModel):
+    """What a client sends or receives; a key that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
+
+
+# In a shape's JSON Schema.
+NO_NUL: dict[str, Any] = {"not": {"pattern": r"\u0000"}}
+
+
+class _Storable:
+    """Text that PostgreSQL can hold: all but U+0000; the document says so too."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return handler(schema) | NO_NUL
+
+    @staticmethod
+    def _check(text: str) -> str:
+        if "\0" in text:
+            raise ValueError("must not contain the character U+0000")
+        return text
+
+
+storable = _Storable()
+Storable = Annotated[str, storable]
+
+
+class Message(Shape):
+    message: str

@@ -1,0 +1,76 @@
+"""A user: the account that writes."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, EmailStr, Field, SecretStr, StringConstraints
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.base import Base, Identified, Shape, Storable, Timed, storable
+
+
+def email_key(email: str) -> str:
+    """The form in which e-mail addresses are compared: without regard to case, in any script."""
+    return email.casefold()
+
+
+class User(Identified, Timed, Base):
+    __tablename__ = "users"
+
+    email: Mapped[str]
+    email_key: Mapped[str] = mapped_column(unique=True)
+    password_hash: Mapped[str]
+    nickname: Mapped[str]
+
+
+def _encodable(password: SecretStr) -> SecretStr:
+    try:
+        password.get_secret_value().encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be text, and half a surrogate pair is none") from None
+    return password
+
+
+Password = Annotated[SecretStr, AfterValidator(_encodable)]
+Nickname = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=50), storable
+]
+
+
+class Signup(Shape):
+    email: EmailStr = Field(max_length=254, examples=["ada@example.com"])
+    password: Password = Field(min_length=8, max_length=128, examples=["correct horse battery"])
+    # White space around it is cut off, so some of it must be something else.
+    nickname: Nickname = Field(examples=["Ada"], json_schema_extra={"pattern": r"\S"})
+
+
+class Credentials(Shape):
+    # Not checked as an address: an unknown one is a wrong credential, not a malformed request.
+    email: Storable = Field(max_length=254, examples=["ada@example.com"])
+    password: Password = Field(max_length=128, examples=["correct horse battery"])
+
+
+class PasswordGrant(Shape):
+    """The form of OAuth 2.0's password grant (RFC 6749, section 4.3.2): what Authorize sends."""
+
+    grant_type: Literal["password"]
+    username: Storable = Field(max_length=254, description="The e-mail address.")
+    password: Password = Field(max_length=128)
+    scope: str = Field("", description="Taken and not used: there are no scopes.")
+    client_id: str | None = Field(None, description="Taken and not used.")
+    client_secret: str | None = Field(None, description="Taken and not used.")
+
+
+class UserRead(Shape):
+    id: int
+    email: str
+    nickname: str
+    create_dt: datetime
+
+
+class TokenRead(Shape):
+    email: str
+    nickname: str
+    access_token: str
+    token_type: Literal["bearer"] = "bearer"  # noqa: S105 - a scheme, no secret
+    expires_in: int = Field(description="Seconds for which the access token is good.")

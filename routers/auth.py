@@ -1,0 +1,76 @@
+"""Accounts over HTTP: sign up, log in, and the token route behind Swagger UI's Authorize."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Form
+
+from models.user import Credentials, PasswordGrant, Signup, TokenRead, User, UserRead
+from routers.dependencies import (
+    AccessTokens,
+    Db,
+    PasswordHasher,
+    known_body,
+    known_parameters,
+)
+from routers.problems import refuses
+from services import auth
+from services.errors import (
+    ContentTooLarge,
+    DatabaseUnavailable,
+    EmailTaken,
+    InvalidCredentials,
+    InvalidInput,
+    MalformedBody,
+    UnsupportedMediaType,
+)
+
+router = APIRouter(
+    prefix="/api/auth",
+    tags=["Auth"],
+    dependencies=[Depends(known_parameters), Depends(known_body)],
+    responses=refuses(
+        MalformedBody, ContentTooLarge, UnsupportedMediaType, InvalidInput, DatabaseUnavailable
+    ),
+)
+
+
+@router.post(
+    "/signup", summary="Open an account", response_model=UserRead, responses=refuses(EmailTaken)
+)
+async def signup(db: Db, passwords: PasswordHasher, account: Signup) -> User:
+    """E-mail addresses are compared without regard to case; one address is one account."""
+    return await auth.signup(
+        db,
+        passwords,
+        email=account.email,
+        password=account.password.get_secret_value(),
+        nickname=account.nickname,
+    )
+
+
+@router.post("/login", summary="Log in", responses=refuses(InvalidCredentials))
+async def login(
+    db: Db, passwords: PasswordHasher, tokens: AccessTokens, credentials: Credentials
+) -> TokenRead:
+    """Exchange e-mail and password for an access token, sent as `Authorization: Bearer …`."""
+    return await auth.login(
+        db,
+        passwords,
+        tokens,
+        email=credentials.email,
+        password=credentials.password.get_secret_value(),
+    )
+
+
+@router.post("/token", summary="Log in with a form", responses=refuses(InvalidCredentials))
+async def token(
+    db: Db, passwords: PasswordHasher, tokens: AccessTokens, form: Annotated[PasswordGrant, Form()]
+) -> TokenRead:
+    """The same tokens for OAuth 2.0's password form; `username` is the e-mail address."""
+    return await auth.login(
+        db,
+        passwords,
+        tokens,
+        email=form.username,
+        password=form.password.get_secret_value(),
+    )

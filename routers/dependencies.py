@@ -1,0 +1,118 @@
+"""What routes ask for, as types, so that a route reads as a sentence."""
+
+import re
+from collections import Counter
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import Depends, Path, Request, Response, params
+from fastapi.routing import APIRoute
+from fastapi.security import OAuth2PasswordBearer
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
+
+from config.db import get_db
+from config.settings import Settings
+from models.base import MAX_ID
+from models.user import User
+from services import auth
+from services.cursors import Cursor
+from services.errors import (
+    ContentTooLarge,
+    InvalidInput,
+    NotAuthenticated,
+    UnsupportedMediaType,
+)
+from services.images import ImageStore
+from services.passwords import Passwords
+from services.tokens import Tokens
+
+_bearer = OAuth2PasswordBearer(
+    tokenUrl="/api/auth/token",
+    auto_error=False,
+    description="Give e-mail (as username) and password; leave the client fields empty.",
+)
+_FORMS = {"multipart/form-data", "application/x-www-form-urlencoded"}
+_JSON = re.compile(r"application/([^/]+\+)?json")
+
+
+def _images(request: Request) -> ImageStore:
+    images: ImageStore = request.app.state.images
+    return images
+
+
+def _passwords(request: Request) -> Passwords:
+    passwords: Passwords = request.app.state.passwords
+    return passwords
+
+
+def _tokens(request: Request) -> Tokens:
+    tokens: Tokens = request.app.state.tokens
+    return tokens
+
+
+Db = Annotated[AsyncSession, Depends(get_db)]
+Images = Annotated[ImageStore, Depends(_images)]
+PasswordHasher = Annotated[Passwords, Depends(_passwords)]
+AccessTokens = Annotated[Tokens, Depends(_tokens)]
+Id = Annotated[int, Path(ge=1, le=MAX_ID)]
+
+
+async def _current_user(
+    db: Db, tokens: AccessTokens, token: Annotated[str | None, Depends(_bearer)]
+) -> User:
+    if token is None:
+        raise NotAuthenticated
+    return await auth.authenticate(db, tokens, token)
+
+
+CurrentUser = Annotated[User, Depends(_current_user)]
+
+
+def known_parameters(request: Request) -> None:
+    """Refuse a query parameter that the route does not know, or that comes twice.
+
+    FastAPI passes over both in silence; a client would never learn of its typing error. A route
+    that takes query parameters takes them as one shape, which forbids unknown ones by itself.
+    """
+    route = request.scope.get("route")
+    takes_query = isinstance(route, APIRoute) and bool(route.dependant.query_params)
+    for name, times in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if times > 1:
+            raise InvalidInput(
+                f"The parameter {name[:100]} came {times} times.", pointer=f"/{name}"
+            )
+        if not takes_query:
+            raise InvalidInput(f"This route has no parameter {name[:100]}.", pointer=f"/{name}")
+
+
+def known_body(request: Request) -> None:
+    """Refuse a body that is too large, or of a kind that the route does not read.
+
+    FastAPI takes the second for a body with no fields. And where a route reads no body, it
+    notices the first only when the response starts: the feed would be deleted, and the answer 413.
+    """
+    route, headers = request.scope.get("route"), request.headers
+    told = headers.get("content-length", "")
+    length = int(told) if told.isdecimal() else 0
+    if length > request.scope.get(MAX_BODY_SIZE_SCOPE_KEY, length):
+        raise ContentTooLarge
+    body = route.body_field if isinstance(route, APIRoute) else None
+    if body is None or not (length or "transfer-encoding" in headers):
+        return
+    given = headers.get("content-type", "").partition(";")[0].strip().lower()
+    reads = given in _FORMS if isinstance(body.field_info, params.Form) else _JSON.fullmatch(given)
+    if not reads:
+        wanted = getattr(body.field_info, "media_type", "")
+        raise UnsupportedMediaType(f"Send the body as {wanted}, not as {given[:100] or 'nothing'}.")
+
+
+def link_next(request: Request, response: Response, following: Cursor | None) -> None:
+    """Say where the next page is (RFC 8288): the same list, from the cursor on."""
+    if following is None:
+        return
+    settings: Settings = request.app.state.settings
+    kept = {k: v for k, v in request.query_params.items() if k not in {"skip", "cursor"}}
+    query = urlencode(kept | {"cursor": following.encode()})
+    url = f"{settings.base_url}{request.url.path}?{query}"
+    response.headers["Link"] = f'<{url}>; rel="next"'

@@ -1,0 +1,36 @@
+"""The problems that a route can give, as its OpenAPI entry lists them."""
+
+from typing import Any
+
+from services.errors import Refusal
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def refuses(*kinds: type[Refusal]) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that can refuse in these ways, with an example of each."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for kind in kinds:
+        entry = responses.setdefault(
+            int(kind.status),
+            {
+                "description": kind.status.phrase,
+                "content": {
+                    MEDIA_TYPE: {
+                        "schema": {"$ref": "#/components/schemas/Problem"},
+                        "examples": {},
+                    }
+                },
+            },
+        )
+        entry["content"][MEDIA_TYPE]["examples"][kind.title()] = {
+            "summary": (kind.__doc__ or "").splitlines()[0],
+            "value": {
+                "type": kind.type(),
+                "title": kind.title(),
+                "status": int(kind.status),
+                "detail": kind.default,
+                "instance": "0199d4a2-7c1e-7b3f-9a54-3f1c2d6e8b90",
+            },
+        }
+    return responses

@@ -1,0 +1,60 @@
+"""Accounts: signing up, logging in, and who a token speaks for."""
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from models.user import TokenRead, User, email_key
+from services.errors import EmailTaken, InvalidCredentials, NotAuthenticated
+from services.passwords import Passwords
+from services.tokens import Tokens
+
+
+async def signup(
+    db: AsyncSession, passwords: Passwords, *, email: str, password: str, nickname: str
+) -> User:
+    """Open an account; raises EmailTaken."""
+    password_hash = await passwords.hash(password)
+    added = (
+        insert(User)
+        .values(
+            email=email,
+            email_key=email_key(email),
+            password_hash=password_hash,
+            nickname=nickname,
+        )
+        # The index decides, not a look beforehand: two who sign up at once cannot both win.
+        .on_conflict_do_nothing(index_elements=[User.email_key])
+        .returning(User)
+    )
+    async with db.begin():
+        user = await db.scalar(added)
+    if user is None:
+        raise EmailTaken
+    return user
+
+
+async def login(
+    db: AsyncSession, passwords: Passwords, tokens: Tokens, *, email: str, password: str
+) -> TokenRead:
+    """Exchange e-mail and password for a token; raises InvalidCredentials, known e-mail or not."""
+    async with db.begin():
+        user = await db.scalar(select(User).where(User.email_key == email_key(email)))
+    if not await passwords.verify(password, user.password_hash if user else None) or user is None:
+        raise InvalidCredentials
+    return TokenRead(
+        email=user.email,
+        nickname=user.nickname,
+        access_token=tokens.issue(user.id),
+        expires_in=tokens.seconds,
+    )
+
+
+async def authenticate(db: AsyncSession, tokens: Tokens, token: str) -> User:
+    """The user whom a token speaks for; raises NotAuthenticated."""
+    user_id = tokens.user_id(token)
+    async with db.begin():
+        user = await db.get(User, user_id)
+    if user is None:
+        raise NotAuthenticated("The account of this access token no longer exists.")
+    return user

@@ -1,0 +1,44 @@
+"""Cursors: where a page of a list ended, so that the next one starts there (keyset pagination)."""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from models.base import MAX_ID
+from models.feed import SortBy
+from services.errors import InvalidInput
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """The order of a list, and the time and id of the last thing on the page."""
+
+    sort_by: SortBy
+    time: datetime
+    id: int
+
+    def encode(self) -> str:
+        # Whole microseconds, PostgreSQL's own grain: a rounded time would skip or repeat.
+        microseconds = (self.time - _EPOCH) // timedelta(microseconds=1)
+        text = f"{self.sort_by} {microseconds} {self.id}"
+        return urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, text: str) -> "Cursor":
+        """Read a cursor that `encode` made; raises InvalidInput for any other text."""
+        try:
+            padded = text.encode("ascii") + b"=" * (-len(text) % 4)
+            sort_by, microseconds, id_ = urlsafe_b64decode(padded).decode("ascii").split(" ")
+            time = _EPOCH + timedelta(microseconds=int(microseconds))
+            cursor = cls(SortBy(sort_by), time, int(id_))
+        except (ValueError, OverflowError):
+            cursor = None
+        # Only the very text that `encode` makes: base64 and int() would take many spellings.
+        if cursor is None or not 0 <= cursor.id <= MAX_ID or cursor.encode() != text:
+            raise InvalidInput(
+                "The cursor is not one that this API gave; leave it out to start at page one.",
+                pointer="/cursor",
+            )
+        return cursor

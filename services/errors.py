@@ -1,0 +1,175 @@
+"""What a service raises when it declines a request; `app/problems.py` turns it into RFC 9457."""
+
+import re
+from http import HTTPStatus
+from typing import ClassVar
+
+
+class Refusal(Exception):
+    """A request that is not carried out.
+
+    `detail` is the sentence that the client reads. `pointer` names the offending input (a
+    JSON Pointer, RFC 6901, such as `/images/0`). `retry_after` is in seconds.
+    """
+
+    status: ClassVar[HTTPStatus]
+    default: ClassVar[str]
+    retry_after: ClassVar[int | None] = None
+
+    def __init__(self, detail: str | None = None, *, pointer: str | None = None) -> None:
+        self.detail = detail or self.default
+        self.pointer = pointer
+        super().__init__(self.detail)
+
+    @classmethod
+    def title(cls) -> str:
+        """The kind in words: "Feed not found" for FeedNotFound."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).capitalize()
+
+    @classmethod
+    def type(cls) -> str:
+        """The stable path that names the kind (RFC 9457, section 3.1.1)."""
+        return "/problems/" + cls.title().lower().replace(" ", "-")
+
+
+class MalformedBody(Refusal):
+    """The body is not what its content type says, so nothing in it could be read."""
+
+    status = HTTPStatus.BAD_REQUEST
+    default = "The body cannot be parsed as its Content-Type says."
+
+
+class UnsupportedMediaType(Refusal):
+    """The body is of a kind that this route does not read."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    default = "The route does not read a body of this Content-Type."
+
+
+class NotAuthenticated(Refusal):
+    """No access token came, or it is malformed, expired or its user is gone."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    default = "Not Authenticated"
+
+
+class InvalidCredentials(Refusal):
+    """E-mail and password do not belong together."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    default = "Invalid Credentials"
+
+
+class Forbidden(Refusal):
+    """The caller is known and may not do this."""
+
+    status = HTTPStatus.FORBIDDEN
+    default = "Permission Denied"
+
+
+class FeedNotFound(Refusal):
+    """No feed has this id."""
+
+    status = HTTPStatus.NOT_FOUND
+    default = "Feed Not Found"
+
+
+class ImageNotFound(Refusal):
+    """No image has this name."""
+
+    status = HTTPStatus.NOT_FOUND
+    default = "Image Not Found"
+
+
+class RouteNotFound(Refusal):
+    """Nothing is served at this path."""
+
+    status = HTTPStatus.NOT_FOUND
+    default = "Nothing is served at this path; /docs lists what is."
+
+
+class MethodNotAllowed(Refusal):
+    """The path is served, but not for this method; the header Allow says for which."""
+
+    status = HTTPStatus.METHOD_NOT_ALLOWED
+    default = "The path does not take this method."
+
+
+class EmailTaken(Refusal):
+    """Another account has this e-mail address, compared without regard to case."""
+
+    status = HTTPStatus.CONFLICT
+    default = "An account with this e-mail address exists already; log in instead."
+
+
+class ContentTooLarge(Refusal):
+    """The body has more bytes than this route takes; it is not read to its end."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    default = "The request body is larger than this route takes."
+
+
+class ImageTooLarge(Refusal):
+    """An image has more bytes or more pixels than this instance takes."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    default = "The image is too large."
+
+
+class RangeNotSatisfiable(Refusal):
+    """The requested byte range lies outside the image."""
+
+    status = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+    default = "The requested range lies outside the image."
+
+
+class UnsupportedImage(Refusal):
+    """A file is no image of a format that this instance takes, whatever it is declared as."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    default = "The file is not a JPEG, PNG, GIF, WebP or AVIF image."
+
+
+class DamagedImage(Refusal):
+    """A file starts as an image and cannot be decoded to its end."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    default = "The image is damaged or cut off."
+
+
+class InvalidInput(Refusal):
+    """Input of the right shape that makes no sense here; `pointer` names it."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    default = "The input is not valid."
+
+
+class InternalError(Refusal):
+    """A fault of ours; the log has it under the request's id, which is `instance` here."""
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    default = "Something went wrong on our side; report it with this problem's `instance`."
+
+
+class StorageUnavailable(Refusal):
+    """The object store does not answer, or refuses."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    default = "The image store cannot be reached; nothing was changed. Try again shortly."
+    retry_after = 5
+
+
+class DatabaseUnavailable(Refusal):
+    """The database does not answer, or all its connections are in use."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    default = "The database cannot be reached. Try again shortly."
+    retry_after = 5
+
+
+class NotReady(Refusal):
+    """A part that the service needs does not answer; `detail` says which."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    default = "The service is not ready."
+    retry_after = 2

@@ -1,0 +1,173 @@
+"""Sessions and transactions: lent, given back, and never open while somebody else is awaited."""
+
+import asyncio
+
+import httpx
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import InvalidRequestError
+
+from models.feed import Feed
+from services import feeds
+from tests.conftest import bearer, files, user_maker
+from tests.pictures import annotated_png
+
+PNG = annotated_png()
+POST = {"title": "T", "content": "C"}
+
+
+@pytest.fixture
+def lent(live_app):
+    """How many connections are out of the pool of the live application."""
+    pool = live_app.state.sessions.kw["bind"].pool
+    return pool.checkedout
+
+
+async def settled(lent):
+    """Give a request that was cut off the time to end; then no connection may be out."""
+    async with asyncio.timeout(5):
+        while lent():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_query_outside_a_visible_transaction_fails_at_once(db):
+    with pytest.raises(InvalidRequestError, match=r"[Aa]utobegin is disabled"):
+        await db.execute(text("SELECT 1"))
+
+
+async def test_no_connection_is_out_while_the_store_is_talked_to(live_app, live_client, lent):
+    author = await user_maker(live_client)()
+    s3, seen = live_app.state.images._s3, []
+
+    def watched(operation):
+        real = getattr(s3, operation)
+
+        async def call(**arguments):
+            seen.append((operation, lent()))
+            await asyncio.sleep(0.01)
+            seen.append((operation, lent()))
+            return await real(**arguments)
+
+        return real, call
+
+    reals = {}
+    for operation in ("put_object", "get_object", "delete_object"):
+        reals[operation], call = watched(operation)
+        setattr(s3, operation, call)
+    try:
+        feed = (
+            await live_client.post(
+                "/api/feed/create", data=POST, files=files("images", PNG), headers=bearer(author)
+            )
+        ).json()
+        await live_client.get(feed["image_urls"][0])
+        await live_client.patch(
+            f"/api/feed/update/{feed['id']}",
+            data={"target_image_urls": feed["image_urls"]},
+            files=files("new_images", PNG),
+            headers=bearer(author),
+        )
+        await live_client.delete(f"/api/feed/delete/{feed['id']}", headers=bearer(author))
+    finally:
+        for operation, real in reals.items():
+            setattr(s3, operation, real)
+
+    assert {operation for operation, _ in seen} == set(reals)
+    assert {out for _, out in seen} == {0}
+
+
+async def test_a_session_goes_back_after_success_and_after_refusal(live_client, lent):
+    assert (await live_client.get("/api/feed/list")).status_code == 200
+    assert lent() == 0
+    assert (await live_client.get("/api/feed/read/999999")).status_code == 404
+    assert lent() == 0
+    assert (await live_client.get("/api/feed/list?limit=0")).status_code == 422
+    assert lent() == 0
+
+
+async def test_a_session_goes_back_after_a_crash_inside_its_transaction(
+    live_client, lent, monkeypatch
+):
+    async def crash(db, *rest):
+        await db.execute(text("SELECT 1"))
+        assert lent() == 1
+        raise RuntimeError("crash")
+
+    monkeypatch.setattr(feeds, "_shown", crash)
+
+    assert (await live_client.get("/api/feed/read/1")).status_code == 500
+    assert lent() == 0
+
+
+async def test_a_session_goes_back_when_the_request_is_cancelled(live_client, lent, monkeypatch):
+    inside = asyncio.Event()
+
+    async def hang(db, *rest):
+        inside.set()
+        await db.execute(text("SELECT pg_sleep(30)"))
+
+    monkeypatch.setattr(feeds, "_shown", hang)
+    request = asyncio.create_task(live_client.get("/api/feed/read/1"))
+    await inside.wait()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+
+    await settled(lent)
+
+
+async def test_a_session_goes_back_when_the_client_goes_away(
+    live_app, live_client, live_server, lent
+):
+    """Over a socket: the connection is cut while the request waits for a locked row."""
+    author = await user_maker(live_client)()
+    feed = (await live_client.post("/api/feed/create", data=POST, headers=bearer(author))).json()
+    async with live_app.state.sessions() as db, db.begin():
+        await db.get(Feed, feed["id"], with_for_update=True)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{live_server}") as client:
+            with pytest.raises(httpx.ReadTimeout):
+                await client.delete(
+                    f"/api/feed/delete/{feed['id']}", headers=bearer(author), timeout=0.3
+                )
+        assert lent() == 2
+
+    await settled(lent)
+
+
+async def test_a_cut_upload_leaves_nothing_behind(live_app, live_client, live_server, lent):
+    author = await user_maker(live_client)()
+    before = (await live_client.get("/api/feed/list?total=true")).headers["x-total-count"]
+    _, writer = await asyncio.open_connection("127.0.0.1", live_server)
+    writer.write(
+        b"POST /api/feed/create HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n"
+        b"Content-Type: multipart/form-data; boundary=x\r\n"
+        b"Authorization: Bearer " + author["access_token"].encode() + b"\r\n\r\n"
+        b'--x\r\nContent-Disposition: form-data; name="title"\r\n\r\nT\r\n'
+    )
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+    await settled(lent)
+    after = (await live_client.get("/api/feed/list?total=true")).headers["x-total-count"]
+    assert after == before
+
+
+async def test_a_pool_that_is_used_up_is_a_503_and_recovers(settings, lent, live_app, live_client):
+    pool = live_app.state.sessions.kw["bind"].pool
+    held = [live_app.state.sessions() for _ in range(pool.size())]
+    original, pool._timeout = pool._timeout, 0.05
+    try:
+        for db in held:
+            await db.begin()
+            await db.execute(text("SELECT 1"))
+        refused = await live_client.get("/api/feed/list")
+    finally:
+        pool._timeout = original
+        for db in held:
+            await db.close()
+
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"]
+    assert (await live_client.get("/api/feed/list")).status_code == 200
+    assert lent() == 0

@@ -1,0 +1,298 @@
+"""Objects in the bucket: how they are kept, streamed, and collected when something fails.
+
+The storage tests run on moto's server (or the given store) and once more on SeaweedFS.
+"""
+
+import asyncio
+from contextlib import contextmanager
+
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
+from sqlalchemy import func, select, update
+
+from config.s3 import open_s3, require_bucket
+from config.settings import SettingsError
+from models.base import NOW
+from models.image import Image, ImageState
+from services import images as ledger
+from services.images import SETTLED
+from tests.conftest import bearer, client_of, files, make_settings
+from tests.pictures import annotated_png, camera_jpeg
+
+PNG = annotated_png()
+JPEG = camera_jpeg()
+
+
+@pytest.fixture(params=["store", "seaweedfs"])
+def each_store(request):
+    return {"s3_bucket": "feedboard-storage"} | request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+async def stored(each_store, make_app, make_user):
+    """An application on each store, a client of it, its bucket, and a feed with two images."""
+    app = await make_app(**each_store)
+    settings = app.state.settings
+    async with open_s3(settings) as s3, client_of(app) as client:
+        await require_bucket(s3, settings)
+        posted = await client.post(
+            "/api/feed/create",
+            data={"title": "T", "content": "C"},
+            files=files("images", JPEG, PNG),
+            headers=bearer(await make_user()),
+        )
+        yield client, s3, settings, posted.json()["image_urls"]
+
+
+async def test_an_object_carries_its_true_type_and_may_be_cached_for_ever(stored):
+    _, s3, settings, urls = stored
+
+    for url, content_type in zip(urls, ["image/jpeg", "image/png"], strict=True):
+        key = "images/" + url.rpartition("/")[2]
+        found = await s3.head_object(Bucket=settings.s3_bucket, Key=key)
+        assert found["ContentType"] == content_type
+        assert found["CacheControl"] == "public, max-age=31536000, immutable"
+
+
+async def test_an_image_is_streamed_with_what_a_browser_needs_to_keep_it(stored):
+    client, _, _, (url, _) = stored
+
+    loaded = await client.get(url)
+    asked = await client.head(url)
+
+    assert loaded.status_code == 200
+    assert loaded.content.startswith(b"\xff\xd8\xff")
+    assert b"GPS" not in loaded.content
+    assert loaded.headers["content-type"] == "image/jpeg"
+    assert int(loaded.headers["content-length"]) == len(loaded.content)
+    assert loaded.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert loaded.headers["x-content-type-options"] == "nosniff"
+    assert asked.content == b""
+    differing = {"date", "x-request-id"}
+    assert {k: v for k, v in asked.headers.items() if k not in differing} == {
+        k: v for k, v in loaded.headers.items() if k not in differing
+    }
+
+
+async def test_a_client_that_has_the_image_is_not_sent_it_again(stored):
+    client, _, _, (url, _) = stored
+    etag = (await client.get(url)).headers["etag"]
+
+    kept = await client.get(url, headers={"If-None-Match": etag})
+    other = await client.get(url, headers={"If-None-Match": '"another"'})
+
+    assert (kept.status_code, kept.content) == (304, b"")
+    assert kept.headers["etag"] == etag
+    assert other.status_code == 200
+
+
+async def test_a_range_is_a_part_of_the_image(stored):
+    client, _, _, (url, _) = stored
+    whole = (await client.get(url)).content
+
+    part = await client.get(url, headers={"Range": "bytes=10-19"})
+    tail = await client.get(url, headers={"Range": "bytes=-5"})
+    beyond = await client.get(url, headers={"Range": f"bytes={len(whole)}-"})
+    odd = await client.get(url, headers={"Range": "bytes=0-1,4-5"})
+
+    assert (part.status_code, part.content) == (206, whole[10:20])
+    assert part.headers["content-range"] == f"bytes 10-19/{len(whole)}"
+    assert (tail.status_code, tail.content) == (206, whole[-5:])
+    assert beyond.status_code == 416
+    assert (odd.status_code, odd.content) == (200, whole)
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing.png", "..%2F..%2Fetc", "%00", "ü.png", "a b", "abcdefghijklmnopqrstuv.png"]
+)
+async def test_a_name_that_is_not_there_is_not_found(stored, name):
+    client, *_ = stored
+
+    missing = await client.get(f"/images/{name}")
+
+    assert missing.status_code == 404
+    assert missing.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_missing_bucket_is_made_on_an_endpoint_of_ones_own(stored):
+    _, s3, settings, _ = stored
+    other = settings.replace(s3_bucket="feedboard-made-anew")
+
+    await require_bucket(s3, other)
+    await require_bucket(s3, other)
+
+    await s3.delete_bucket(Bucket="feedboard-made-anew")
+
+
+async def test_a_missing_bucket_on_aws_is_an_error_that_names_it(store):
+    """No AWS here: the client is moto's, the settings say that the endpoint is AWS's."""
+    here = make_settings(**store)
+    aws = make_settings(s3_bucket="feedboard-nowhere")
+
+    async with open_s3(here) as s3:
+        with pytest.raises(SettingsError, match="no bucket 'feedboard-nowhere' on AWS"):
+            await require_bucket(s3, aws)
+
+
+async def test_wrong_keys_are_an_error_that_says_so(seaweedfs):
+    settings = make_settings(**seaweedfs | {"s3_secret_key": "wrong"}, s3_bucket="any")
+
+    async with open_s3(settings) as s3:
+        with pytest.raises(SettingsError, match=r"refuses these keys \(403\)"):
+            await require_bucket(s3, settings)
+
+
+@contextmanager
+def failing(app, operation, *, after=0):
+    """From the call `after` on, the store refuses this operation."""
+    s3, calls = app.state.images._s3, []
+    real = getattr(s3, operation)
+
+    async def refuse(**arguments):
+        calls.append(arguments["Key"])
+        if len(calls) > after:
+            raise EndpointConnectionError(endpoint_url="http://store")
+        return await real(**arguments)
+
+    setattr(s3, operation, refuse)
+    try:
+        yield calls
+    finally:
+        setattr(s3, operation, real)
+
+
+async def states(db):
+    async with db.begin():
+        rows = await db.execute(select(Image.state, func.count()).group_by(Image.state))
+    return dict(rows.all())
+
+
+@pytest.mark.parametrize("after", [0, 2])
+async def test_a_store_that_fails_while_posting_leaves_no_feed_and_no_object(
+    app, client, db, make_user, stored_keys, after
+):
+    author = await make_user()
+
+    with failing(app, "put_object", after=after):
+        refused = await client.post(
+            "/api/feed/create",
+            data={"title": "T", "content": "C"},
+            files=files("images", PNG, PNG, PNG),
+            headers=bearer(author),
+        )
+
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) > 0
+    assert refused.json()["type"] == "/problems/storage-unavailable"
+    assert (await client.get("/api/feed/list")).json() == []
+    assert await stored_keys() == set()
+    assert await states(db) == {ImageState.CONDEMNED: 3}
+
+
+async def test_what_arrives_after_it_was_given_up_on_is_collected_as_well(
+    app, client, db, settings, make_user, stored_keys
+):
+    with failing(app, "put_object") as keys:
+        await client.post(
+            "/api/feed/create",
+            data={"title": "T", "content": "C"},
+            files=files("images", PNG),
+            headers=bearer(await make_user()),
+        )
+    async with open_s3(settings) as s3:
+        await s3.put_object(Bucket=settings.s3_bucket, Key=keys[0], Body=PNG)
+    await grow_older(db)
+
+    assert await ledger.reap(db, app.state.images) == 1
+    assert await stored_keys() == set()
+    assert await states(db) == {}
+
+
+async def test_a_store_that_fails_while_deleting_does_not_fail_the_delete(
+    app, client, db, make_user, make_feed, stored_keys
+):
+    author = await make_user()
+    feed = await make_feed(author, images=[PNG, JPEG])
+
+    with failing(app, "delete_object"):
+        deleted = await client.delete(f"/api/feed/delete/{feed['id']}", headers=bearer(author))
+        assert await ledger.reap(db, app.state.images) == 0
+
+    assert deleted.json() == {"message": "Feed Deleted"}
+    assert (await client.get(f"/api/feed/read/{feed['id']}")).status_code == 404
+    assert len(await stored_keys()) == 2
+    await grow_older(db)
+    assert await ledger.reap(db, app.state.images) == 2
+    assert await stored_keys() == set()
+    assert await states(db) == {}
+
+
+async def test_the_reaper_touches_nothing_that_a_feed_shows_or_that_is_being_uploaded(
+    app, client, db, make_user, make_feed, stored_keys
+):
+    author = await make_user()
+    await make_feed(author, images=[PNG])
+    async with db.begin():
+        db.add(pending(author["id"], reap_dt=NOW + app.state.images.grace))
+
+    assert await ledger.reap(db, app.state.images) == 0
+    assert len(await stored_keys()) == 1
+    assert await states(db) == {ImageState.ATTACHED: 1, ImageState.PENDING: 1}
+
+
+async def test_an_upload_that_no_feed_took_is_collected_when_its_time_has_come(app, db, make_user):
+    author = await make_user()
+    async with db.begin():
+        db.add(pending(author["id"], reap_dt=NOW))
+
+    assert await ledger.reap(db, app.state.images) == 1
+    assert await states(db) == {}
+
+
+async def test_the_service_collects_by_itself(live_app, live_client, monkeypatch):
+    images = live_app.state.images
+    monkeypatch.setattr(ledger, "REAP_EVERY", 0.05)
+    account = {"email": "reaped@example.com", "password": "correct horse", "nickname": "A"}
+    author = (await live_client.post("/api/auth/signup", json=account)).json()
+    async with live_app.state.sessions() as db:
+        async with db.begin():
+            db.add(pending(author["id"], reap_dt=NOW))
+        reaper = asyncio.create_task(ledger.reap_forever(live_app.state.sessions, images))
+        async with asyncio.timeout(10):
+            while await states(db):
+                await asyncio.sleep(0.02)
+    reaper.cancel()
+
+
+async def test_an_unreachable_store_is_said_when_an_image_is_loaded(make_app):
+    app = await make_app(s3_endpoint_url="http://127.0.0.1:1")
+    async with client_of(app) as client:
+        unread = await client.get("/images/abcdefghijklmnopqrstuv.png")
+
+    assert unread.status_code == 503
+    assert unread.json()["type"] == "/problems/storage-unavailable"
+
+
+def pending(owner_id, *, reap_dt):
+    return Image(
+        key=f"images/{id(reap_dt)}.png",
+        state=ImageState.PENDING,
+        owner_id=owner_id,
+        content_type="image/png",
+        bytes=1,
+        width=1,
+        height=1,
+        reap_dt=reap_dt,
+    )
+
+
+async def grow_older(db):
+    async with db.begin():
+        await db.execute(update(Image).values(reap_dt=Image.reap_dt - SETTLED))
+
+
+def test_the_errors_of_the_store_are_all_caught():
+    from config.s3 import S3Error
+
+    assert issubclass(ClientError, S3Error)
+    assert issubclass(ConnectionResetError, S3Error)

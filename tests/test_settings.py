@@ -1,0 +1,104 @@
+"""The environment: what is taken, what stops the start, and that every setting is documented."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from config.settings import Settings, SettingsError
+from tests.conftest import SECRET, make_settings
+
+ROOT = Path(__file__).parent.parent
+
+
+def load(monkeypatch, tmp_path, **environment):
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return Settings.load()
+
+
+def test_nothing_set_means_embedded_parts_and_the_defaults_that_clients_rely_on(
+    monkeypatch, tmp_path
+):
+    settings = load(monkeypatch, tmp_path)
+
+    assert settings.embeds_database
+    assert settings.embeds_store
+    assert (settings.host, settings.port, settings.workers) == ("127.0.0.1", 8000, 1)
+    assert settings.s3_region == "ap-northeast-2"
+    assert settings.data_dir == Path("data")
+    assert settings.base_url == "http://localhost:8000"
+
+
+def test_the_environment_wins_over_the_env_file(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text("PORT=9001\nHOST=0.0.0.0\n")
+
+    settings = load(monkeypatch, tmp_path, PORT="9002")
+
+    assert (settings.host, settings.port) == ("0.0.0.0", 9002)
+    assert settings.base_url == "http://localhost:9002"
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("postgresql://u:p@h:5433/n", "postgresql+asyncpg://u:p@h:5433/n"),
+        ("postgres://u@h/n", "postgresql+asyncpg://u@h/n"),
+        ("postgresql+asyncpg://u:p%40@h/n", "postgresql+asyncpg://u:p%40@h/n"),
+        ("postgresql://u@/n?host=/run/pg", "postgresql+asyncpg://u@/n?host=%2Frun%2Fpg"),
+    ],
+)
+def test_a_database_url_is_taken_in_any_usual_spelling(given, taken):
+    assert make_settings(database_url=given).database_url == taken
+
+
+FAULTS = {
+    "PORT": [{"PORT": "http"}, {"PORT": "0"}, {"PORT": "70000"}],
+    "WORKERS": [{"WORKERS": "0"}],
+    "DATABASE_URL": [
+        {"DATABASE_URL": "mysql://u@h/n"},
+        {"DATABASE_URL": "nonsense"},
+    ],
+    "SECRET_KEY": [{"SECRET_KEY": "short"}, {"DATABASE_URL": "postgresql://u@h/n"}],
+    "PUBLIC_URL": [{"PUBLIC_URL": "feeds.example.com"}],
+    "S3_PUBLIC_URL": [{"S3_PUBLIC_URL": "ftp://cdn.example.com"}],
+    "S3_ENDPOINT_URL": [{"S3_ENDPOINT_URL": "localhost:9000", "S3_BUCKET": "b"}],
+    "S3_SECRET_KEY": [{"S3_BUCKET": "b", "S3_ACCESS_KEY": "k"}],
+    "S3_ACCESS_KEY": [{"S3_BUCKET": "b", "S3_SECRET_KEY": "k"}],
+    "S3_BUCKET": [{"S3_ENDPOINT_URL": "http://localhost:9000"}],
+    "MAX_IMAGE_BYTES": [{"MAX_IMAGE_BYTES": "10 MB"}],
+    "LOG_LEVEL": [{"LOG_LEVEL": "loud"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "environment"), [(name, e) for name, faults in FAULTS.items() for e in faults]
+)
+def test_a_missing_or_malformed_setting_stops_the_start_and_is_named(
+    monkeypatch, tmp_path, name, environment
+):
+    with pytest.raises(SettingsError, match=rf"^{name}\b.*\.$"):
+        load(monkeypatch, tmp_path, **environment)
+
+
+def test_a_secret_is_never_repeated_in_what_is_said():
+    settings = make_settings(s3_secret_key="hidden", s3_access_key="k", s3_bucket="b")
+
+    assert "hidden" not in repr(settings)
+    assert SECRET not in repr(settings)
+
+
+def test_every_setting_is_described_and_documented():
+    documented = set(
+        re.findall(r"^\| `([A-Z0-9_]+)` \|", (ROOT / "docs/settings.md").read_text(), re.M)
+    )
+
+    assert all(field.description for field in Settings.model_fields.values())
+    assert documented == {name.upper() for name in Settings.model_fields}
+
+
+def test_no_secret_has_a_default():
+    secrets = {"secret_key", "s3_secret_key", "s3_access_key", "database_url"}
+
+    assert all(Settings.model_fields[name].default is None for name in secrets)
