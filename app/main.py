@@ -22,6 +22,7 @@ from config.s3 import open_s3, require_bucket
 from config.settings import Settings, SettingsError
 from models.problem import Problem
 from routers import auth, feeds, health, images
+from routers import problems as problem_pages
 from services.images import ImageStore, reap_forever
 from services.passwords import Passwords
 from services.pictures import Limits, open_cleaner
@@ -54,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.include_router(images.router, max_body_size=0)
     app.include_router(health.router, max_body_size=0)
+    app.include_router(problem_pages.router, max_body_size=0)
     _add_docs(app)
     return app
 

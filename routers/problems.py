@@ -1,10 +1,28 @@
-"""The problems that a route can give, as its OpenAPI entry lists them."""
+"""The problems that a route can give, as its OpenAPI entry lists them, and a page for each."""
 
 from typing import Any
 
-from services.errors import Refusal
+from fastapi import APIRouter
+
+from services.errors import Refusal, RouteNotFound
 
 MEDIA_TYPE = "application/problem+json"
+KINDS = {kind.type(): kind for kind in Refusal.__subclasses__()}
+router = APIRouter(prefix="/problems", include_in_schema=False)
+
+
+@router.get("/{name}")
+async def explain_problem(name: str) -> dict[str, Any]:
+    """What a problem's `type` leads to: the kind of problem, in general."""
+    kind = KINDS.get(f"/problems/{name}")
+    if kind is None:
+        raise RouteNotFound
+    return {
+        "type": kind.type(),
+        "title": kind.title(),
+        "status": kind.status,
+        "description": " ".join((kind.__doc__ or "").split()),
+    }
 
 
 def refuses(*kinds: type[Refusal]) -> dict[int | str, dict[str, Any]]:
