@@ -29,7 +29,7 @@ types: $(VENV)/dev.stamp
 
 # The long form of the API's property tests.
 fuzz: $(VENV)/dev.stamp
-	FEEDBOARD_FUZZ=1000 $(BIN)/pytest tests/test_openapi.py
+	FEEDBOARD_FUZZ=1000 $(BIN)/pytest -s tests/test_openapi.py
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.start

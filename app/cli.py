@@ -13,6 +13,7 @@ import uvicorn
 import uvloop
 from pydantic import SecretStr, ValidationError
 from rich.console import Console
+from rich.markup import escape
 from sqlalchemy.exc import OperationalError
 from uvicorn.supervisors import Multiprocess
 
@@ -32,6 +33,8 @@ app = typer.Typer(
 )
 users = typer.Typer(help="Accounts.", no_args_is_help=True)
 app.add_typer(users, name="user")
+# What is said goes to standard output; log lines and errors go to standard error.
+out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -88,7 +91,7 @@ def _run(work: Callable[[Settings], Awaitable[None]], **overrides: Any) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_until_signalled(work(settings)))
     except asyncio.CancelledError:
-        err.print("Stopped.")
+        out.print("Stopped.")
     except (SettingsError, DataDirInUse, EmbeddedFailed) as error:
         _fail(str(error))
     except OperationalError as error:
@@ -114,7 +117,7 @@ async def _until_signalled(work: Awaitable[None]) -> None:
 
 
 def _fail(sentence: str) -> None:
-    err.print(f"[red]error:[/] {sentence}")
+    err.print(f"[red]error:[/] {escape(sentence)}")
     raise typer.Exit(1)
 
 
@@ -214,12 +217,12 @@ def _say_where(settings: Settings, complete: Settings) -> None:
         )
         if is_embedded
     ]
-    err.print(f"[bold]Feedboard is ready[/] at {complete.base_url}")
-    err.print(f"  Swagger UI  {complete.base_url}/docs")
+    out.print(f"[bold]Feedboard is ready[/] at {complete.base_url}")
+    out.print(f"  Swagger UI  {complete.base_url}/docs")
     if kept:
-        err.print(f"  Embedded    {' and '.join(kept)}")
-        err.print(f"  Data        {settings.data_dir.absolute()}")
-    err.print("  Ctrl-C stops it.")
+        out.print(f"  Embedded    {' and '.join(kept)}")
+        out.print(f"  Data        {settings.data_dir.absolute()}")
+    out.print("  Ctrl-C stops it.")
 
 
 async def _migrate(settings: Settings) -> None:
@@ -227,7 +230,7 @@ async def _migrate(settings: Settings) -> None:
 
     async with open_parts(settings, share=True) as complete, open_engine(complete) as engine:
         changed = await migrations.upgrade(engine)
-    err.print("The schema is up to date now." if changed else "The schema was up to date.")
+    out.print("The schema is up to date now." if changed else "The schema was up to date.")
 
 
 async def _create_user(settings: Settings, email: str, nickname: str, password: str) -> None:
@@ -257,7 +260,7 @@ async def _create_user(settings: Settings, email: str, nickname: str, password: 
             )
         except EmailTaken as error:
             raise SettingsError(error.detail) from None
-    err.print(f"Created user {user.id}, {user.email}.")
+    out.print(f"Created user {user.id}, {user.email}.")
 
 
 if __name__ == "__main__":

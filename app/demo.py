@@ -31,7 +31,7 @@ _SIZES = ((1200, 800), (800, 1000), (1000, 1000), (1600, 900))
 
 async def fill(settings: Settings, *, users: int, posts: int) -> None:
     """Sign up users and write posts with up to four pictures each; says how to log in."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     chance = random.Random()  # noqa: S311 - pictures, not secrets
     password, run = secrets.token_urlsafe(9), secrets.token_hex(2)
     async with open_parts(settings, share=True) as complete:

@@ -28,6 +28,7 @@ from services.errors import (
 )
 
 log = structlog.get_logger()
+WHOLE = ""  # The JSON Pointer to all of the input.
 _BY_STATUS: dict[int, type[Refusal]] = {
     400: MalformedBody,
     404: RouteNotFound,
@@ -40,8 +41,8 @@ def answer(
     scope: Scope, refusal: Refusal, errors: Iterable[ProblemError] | None = None
 ) -> Response:
     """The response for a refusal; `errors` names each fault of the input (422)."""
-    if errors is None and refusal.pointer is not None:
-        errors = [ProblemError(pointer=refusal.pointer, detail=refusal.detail)]
+    if errors is None and (refusal.pointer is not None or refusal.status == InvalidInput.status):
+        errors = [ProblemError(pointer=refusal.pointer or WHOLE, detail=refusal.detail)]
     problem = Problem(
         type=refusal.type(),
         title=refusal.title(),
@@ -72,7 +73,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         faults = [_fault(e) for e in error.errors()]
-        first = f"{faults[0].pointer}: {faults[0].detail}" if faults else InvalidInput.default
+        first = f"{faults[0].pointer or 'The body'}: {faults[0].detail}"
         return answer(request.scope, InvalidInput(first), faults)
 
     @app.exception_handler(HTTPException)
@@ -109,12 +110,15 @@ def _cause(error: HTTPException) -> str:
 
 def _fault(error: dict[str, Any]) -> ProblemError:
     # The first part of a location says which part of the request it is in, not where in there.
-    path = [str(part) for part in error["loc"][1:]] or [str(part) for part in error["loc"]]
-    pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
+    path: tuple[Any, ...] = error["loc"][1:]
     message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
+    if error["type"] == "json_invalid":
+        path, message = path[:0], f"No JSON from character {path[0]} on: {error['ctx']['error']}"
+    elif error["type"] == "extra_forbidden":
         message = "there is no such parameter"
-    return ProblemError(pointer=pointer[:200], detail=f"{message[:1].upper()}{message[1:]}.")
+    parts = [str(part).replace("~", "~0").replace("/", "~1") for part in path]
+    pointer = "".join("/" + part for part in parts)[:200]
+    return ProblemError(pointer=pointer, detail=f"{message[:1].upper()}{message[1:]}.")
 
 
 class LastResort:

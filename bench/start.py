@@ -45,7 +45,7 @@ def measure(folder: Path) -> tuple[float, dict[str, float]]:
     environment = os.environ | {"DATA_DIR": str(folder / "data"), "PORT": str(port)}
     began = time.perf_counter()
     with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603
             command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     while True:

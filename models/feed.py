@@ -26,12 +26,15 @@ Content = Annotated[str, StringConstraints(min_length=1, max_length=100_000), st
 
 
 class FeedRead(Shape):
-    id: int
-    title: str
-    content: str
-    author_email: str
-    author_nickname: str
-    image_urls: list[str] = Field(description="Absolute URLs, in the order of their upload.")
+    id: int = Field(examples=[1])
+    title: str = Field(examples=["Two days in Jeonju"])
+    content: str = Field(examples=["Bibimbap, and a walk through the old town."])
+    author_email: str = Field(examples=["ada@example.com"])
+    author_nickname: str = Field(examples=["Ada"])
+    image_urls: list[str] = Field(
+        description="Absolute URLs, in the order of their upload.",
+        examples=[["http://localhost:8000/images/DmqkLjB9nV0aXjMzV0yq3A.jpg"]],
+    )
     create_dt: datetime
     update_dt: datetime
 

@@ -41,7 +41,7 @@ class Signup(Shape):
     email: EmailStr = Field(max_length=254, examples=["ada@example.com"])
     password: Password = Field(min_length=8, max_length=128, examples=["correct horse battery"])
     # White space around it is cut off, so some of it must be something else.
-    nickname: Nickname = Field(examples=["Ada"], json_schema_extra={"pattern": r"\S"})
+    nickname: Nickname = Field(examples=["Ada"], json_schema_extra={"pattern": r"[^\s\u0085]"})
 
 
 class Credentials(Shape):
@@ -53,24 +53,26 @@ class Credentials(Shape):
 class PasswordGrant(Shape):
     """The form of OAuth 2.0's password grant (RFC 6749, section 4.3.2): what Authorize sends."""
 
-    grant_type: Literal["password"]
-    username: Storable = Field(max_length=254, description="The e-mail address.")
-    password: Password = Field(max_length=128)
+    grant_type: Literal["password"] = Field(examples=["password"])
+    username: Storable = Field(
+        max_length=254, description="The e-mail address.", examples=["ada@example.com"]
+    )
+    password: Password = Field(max_length=128, examples=["correct horse battery"])
     scope: str = Field("", description="Taken and not used: there are no scopes.")
     client_id: str | None = Field(None, description="Taken and not used.")
     client_secret: str | None = Field(None, description="Taken and not used.")
 
 
 class UserRead(Shape):
-    id: int
-    email: str
-    nickname: str
+    id: int = Field(examples=[1])
+    email: str = Field(examples=["ada@example.com"])
+    nickname: str = Field(examples=["Ada"])
     create_dt: datetime
 
 
 class TokenRead(Shape):
-    email: str
-    nickname: str
-    access_token: str
+    email: str = Field(examples=["ada@example.com"])
+    nickname: str = Field(examples=["Ada"])
+    access_token: str = Field(examples=["eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIn0.…"])
     token_type: Literal["bearer"] = "bearer"  # noqa: S105 - a scheme, no secret
     expires_in: int = Field(description="Seconds for which the access token is good.")

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from services.errors import Refusal, RouteNotFound
+from services.errors import InvalidInput, Refusal, RouteNotFound
 
 MEDIA_TYPE = "application/problem+json"
 KINDS = {kind.type(): kind for kind in Refusal.__subclasses__()}
@@ -41,14 +41,17 @@ def refuses(*kinds: type[Refusal]) -> dict[int | str, dict[str, Any]]:
                 },
             },
         )
+        value: dict[str, Any] = {
+            "type": kind.type(),
+            "title": kind.title(),
+            "status": int(kind.status),
+            "detail": kind.default,
+            "instance": "0199d4a2-7c1e-7b3f-9a54-3f1c2d6e8b90",
+        }
+        if kind.status == InvalidInput.status:
+            value["errors"] = [{"pointer": "/title", "detail": kind.default}]
         entry["content"][MEDIA_TYPE]["examples"][kind.title()] = {
             "summary": (kind.__doc__ or "").splitlines()[0],
-            "value": {
-                "type": kind.type(),
-                "title": kind.title(),
-                "status": int(kind.status),
-                "detail": kind.default,
-                "instance": "0199d4a2-7c1e-7b3f-9a54-3f1c2d6e8b90",
-            },
+            "value": value,
         }
     return responses

@@ -173,7 +173,7 @@ def test_commands_work_beside_a_running_service(board):
     assert again.returncode == 1
     assert "exists already" in again.stderr
     assert filled.returncode == 0, filled.stderr
-    email, password = re.search(r"Log in as (\S+) / (\S+)", filled.stderr).groups()
+    email, password = re.search(r"Log in as (\S+) / (\S+)", filled.stdout).groups()
     log_in = {"email": email, "password": password}
     assert httpx.post(f"{board.url}/api/auth/login", json=log_in).status_code == 200
     feeds = httpx.get(f"{board.url}/api/feed/list").json()
