@@ -7,11 +7,10 @@ FROM python:3.13-slim-trixie AS base
 FROM base AS dependencies
 WORKDIR /source
 RUN python -m venv --without-pip /venv
-COPY requirements/service.txt requirements/
-# One of them (pyvips) is built here, which takes setuptools. So that comes first, and from our own
-# pins: left to itself, pip would fetch one that no hash vouches for.
-RUN sed -n '/^setuptools==/,/[^\\]$/p' requirements/service.txt > requirements/build.txt \
- && pip --python /venv/bin/python install --no-cache-dir --require-hashes \
+COPY requirements/build.txt requirements/service.txt requirements/
+# One of them (pyvips) is built here, with the setuptools of our own pins: left to itself, pip would
+# fetch one that no hash vouches for.
+RUN pip --python /venv/bin/python install --no-cache-dir --require-hashes \
         --requirement requirements/build.txt \
  && pip --python /venv/bin/python install --no-cache-dir --require-hashes --no-build-isolation \
         --requirement requirements/service.txt
@@ -24,7 +23,7 @@ RUN pip --python /venv/bin/python install --no-cache-dir --no-deps --no-build-is
         --prefix /package .
 
 
-# Nothing is installed from here on.
+# The dependencies without what only building took.
 FROM dependencies AS environment
 RUN pip --python /venv/bin/python uninstall --yes setuptools
 

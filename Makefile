@@ -38,21 +38,25 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # A stamp is renewed when a requirement file is: the environment always is what the files say.
-$(VENV)/local.stamp: requirements/local.txt pyproject.toml | $(VENV)/bin/python
-	$(PIP) --require-hashes -r requirements/local.txt
+# What is built here (pyvips, and the project) is built with the pinned setuptools of build.txt; left
+# to itself, pip would fetch one that no hash vouches for.
+$(VENV)/local.stamp: requirements/build.txt requirements/local.txt pyproject.toml | $(VENV)/bin/python
+	$(PIP) --require-hashes -r requirements/build.txt
+	$(PIP) --require-hashes --no-build-isolation -r requirements/local.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/local.stamp
-	$(PIP) --require-hashes -r requirements/dev.txt
+	$(PIP) --require-hashes --no-build-isolation -r requirements/dev.txt
 	@touch $@
 
 # Pin anew: the newest versions that pyproject.toml allows, with their hashes.
 requirements: | $(VENV)/bin/python
 	$(PIP) uv
-	$(COMPILE) --upgrade pyproject.toml requirements/build.in --extra local --group dev -o requirements/dev.txt
-	$(COMPILE) pyproject.toml requirements/build.in --extra local -c requirements/dev.txt -o requirements/local.txt
-	$(COMPILE) pyproject.toml requirements/build.in -c requirements/dev.txt -o requirements/service.txt
+	$(COMPILE) --upgrade requirements/build.in -o requirements/build.txt
+	$(COMPILE) --upgrade pyproject.toml --extra local --group dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra local -c requirements/dev.txt -o requirements/local.txt
+	$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/service.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
