@@ -182,6 +182,7 @@ def test_the_image_is_given_every_package_and_what_it_is_built_from():
         "LICENSE",
         "README.md",
         "pyproject.toml",
+        "requirements/build.txt",
         "requirements/service.txt",
     }
     assert packages <= given
