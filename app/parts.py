@@ -60,6 +60,7 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> dict[str, Any]:
             s3_secret_key=store.secret_key,
         )
 
+    failed = None
     try:
         async with asyncio.TaskGroup() as group:
             if settings.embeds_database:
@@ -67,7 +68,10 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> dict[str, Any]:
             if settings.embeds_store:
                 group.create_task(start_store())
     except* EmbeddedFailed as failures:
-        raise failures.exceptions[0] from None
+        failed = failures.exceptions[0]
+    # Raised out here: in there, Python before 3.11.4 would make a group of it again.
+    if failed is not None:
+        raise failed
     return found
 
 

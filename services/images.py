@@ -274,12 +274,16 @@ async def _write_pending(
 
 
 async def _put_all(images: ImageStore, rows: Sequence[Image], pictures: Sequence[Picture]) -> None:
+    failed = None
     try:
         async with asyncio.TaskGroup() as group:
             for row, picture in zip(rows, pictures, strict=True):
                 group.create_task(images.put(row.key, picture))
     except* StorageUnavailable as failures:
-        raise failures.exceptions[0] from None
+        failed = failures.exceptions[0]
+    # Raised out here: in there, Python before 3.11.4 would make a group of it again.
+    if failed is not None:
+        raise failed
 
 
 async def _abandon(db: AsyncSession, images: ImageStore, rows: Sequence[Image]) -> None:
