@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 from sqlalchemy.exc import OperationalError
@@ -49,11 +48,11 @@ def _connect(
 ) -> DBAPIConnection:
     """Connect as SQLAlchemy would, but raise OperationalError for whatever stands in the way.
 
-    asyncpg raises OSError, TimeoutError and its own errors here, which the dialect lets through.
+    A refused connection is an OSError here, a wrong password or name a plain database error.
     """
     try:
         return dialect.connect(*arguments, **options)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, dialect.loaded_dbapi.Error) as error:
         raise OperationalError("connect", None, error) from error
 
 

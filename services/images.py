@@ -42,6 +42,7 @@ CHUNK = 64 * 1024
 # Longer than an S3 call may go on trying, so that a PUT given up on has ended by then.
 SETTLED = timedelta(minutes=2)
 REAP_EVERY = 15.0
+DELETE_PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,11 @@ class ImageStore:
         """Delete one object; False, and a line in the log, when S3 does not confirm it."""
         async with self._slots:
             try:
-                await self._s3.delete_object(Bucket=self._bucket, Key=key)
+                # The reaper has all the time in the world, whoever deletes a feed has not.
+                async with asyncio.timeout(DELETE_PATIENCE):
+                    await self._s3.delete_object(Bucket=self._bucket, Key=key)
             except S3Error as error:
-                log.warning("an image could not be deleted yet", key=key, error=str(error))
+                log.warning("an image could not be deleted yet", key=key, error=repr(error))
                 return False
         return True
 

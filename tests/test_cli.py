@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from sqlalchemy.engine import make_url
 
 from config.settings import Settings
 from tests.conftest import PASSWORD, SECRET, own_folder
@@ -240,6 +241,42 @@ def test_what_a_person_can_mend_ends_in_a_sentence_and_leaves_nothing_running(
     assert "Traceback" not in failed.stderr
     board.process = subprocess.Popen(["true"])
     assert board.parts() == set()
+
+
+def test_a_part_that_cannot_start_is_named_and_the_other_one_is_stopped(board):
+    (board.folder / "data").mkdir()
+    (board.folder / "data" / "postgres").write_text("not a folder")
+
+    failed = board.run("serve")
+
+    assert failed.returncode == 1
+    assert "error: PostgreSQL could not be started" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    board.process = subprocess.Popen(["true"])
+    assert board.parts() == set()
+
+
+def test_a_data_folder_that_cannot_be_written_is_named(board):
+    (board.folder / "data").write_text("a file")
+
+    failed = board.run("serve")
+
+    assert failed.returncode == 1
+    assert re.search(r"data cannot be used .*set DATA_DIR", failed.stderr)
+
+
+def test_a_database_that_is_not_there_is_a_sentence(board, database_server):
+    nowhere = make_url(database_server).set(database="feedboard_not_there")
+    failed = board.run(
+        "migrate",
+        DATABASE_URL=nowhere.render_as_string(hide_password=False),
+        SECRET_KEY=SECRET,
+        S3_BUCKET="b",
+    )
+
+    assert failed.returncode == 1
+    assert "DATABASE_URL: the database cannot be reached" in failed.stderr
+    assert "Traceback" not in failed.stderr
 
 
 def test_the_help_lists_every_command():
