@@ -159,15 +159,17 @@ async def stored(
     """
     async with images.cleaner.cleaned(uploads) as pictures:
         rows = await _write_pending(db, images, owner, pictures)
+        # Kept apart from the rows, which know nothing any more after a transaction that failed.
+        keys = [row.key for row in rows]
         try:
             await _put_all(images, rows, pictures)
         except BaseException:
-            await _abandon(db, images, rows)
+            await _abandon(db, images, keys)
             raise
     try:
         yield rows
     except BaseException:
-        await _abandon(db, images, rows)
+        await _abandon(db, images, keys)
         raise
 
 
@@ -289,13 +291,12 @@ async def _put_all(images: ImageStore, rows: Sequence[Image], pictures: Sequence
         raise failed
 
 
-async def _abandon(db: AsyncSession, images: ImageStore, rows: Sequence[Image]) -> None:
+async def _abandon(db: AsyncSession, images: ImageStore, keys: Sequence[str]) -> None:
     """Condemn what was not attached and delete it now, as far as that can be done.
 
     The rows stay until the reaper has deleted once more: a PUT that was given up on may still
     arrive.
     """
-    keys = [row.key for row in rows]
     abandoned = (
         update(Image)
         .where(Image.key.in_(keys), Image.state == ImageState.PENDING)

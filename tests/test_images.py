@@ -14,6 +14,7 @@ from config.s3 import open_s3, require_bucket
 from config.settings import SettingsError
 from models.base import NOW
 from models.image import Image, ImageState
+from services import feeds
 from services import images as ledger
 from services.images import SETTLED
 from tests.conftest import bearer, client_of, files, make_settings
@@ -187,6 +188,32 @@ async def test_a_store_that_fails_while_posting_leaves_no_feed_and_no_object(
     assert (await client.get("/api/feed/list")).json() == []
     assert await stored_keys() == set()
     assert await states(db) == {ImageState.CONDEMNED: 3}
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+async def test_a_failure_after_the_images_were_stored_takes_them_back(
+    app, client, db, make_user, make_feed, stored_keys, monkeypatch, method
+):
+    author = await make_user()
+    feed = await make_feed(author)
+
+    async def fail(*rest):
+        raise RuntimeError("at the very end of the transaction")
+
+    monkeypatch.setattr(feeds, "_shown", fail)
+    failed = await client.request(
+        method,
+        "/api/feed/create" if method == "POST" else f"/api/feed/update/{feed['id']}",
+        data={"title": "T", "content": "C"},
+        files=files("images" if method == "POST" else "new_images", PNG, PNG),
+        headers=bearer(author),
+    )
+    monkeypatch.undo()
+
+    assert failed.status_code == 500
+    assert await stored_keys() == set()
+    assert await states(db) == {ImageState.CONDEMNED: 2}
+    assert (await client.get("/api/feed/list")).json() == [feed]
 
 
 async def test_what_arrives_after_it_was_given_up_on_is_collected_as_well(
