@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make requirements"
 
-.PHONY: run install test check lint types fuzz bench requirements clean
+.PHONY: run install test check lint types fuzz crashes bench requirements clean
 
 run: install
 	@$(BIN)/feedboard serve
@@ -30,6 +30,10 @@ types: $(VENV)/dev.stamp
 # The long form of the API's property tests.
 fuzz: $(VENV)/dev.stamp
 	FEEDBOARD_FUZZ=1000 $(BIN)/pytest -s tests/test_openapi.py
+
+# The long form of the proof that nothing is lost: kills the service 200 times, and what it needs.
+crashes: $(VENV)/dev.stamp
+	FEEDBOARD_CRASHES=200 $(BIN)/pytest -s tests/test_crashes.py
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.start

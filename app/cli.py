@@ -14,12 +14,14 @@ import uvloop
 from pydantic import SecretStr, ValidationError
 from rich.console import Console
 from rich.markup import escape
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from uvicorn.supervisors import Multiprocess
 
 from app import logs
 from app.embedded import DataDirInUse
+from app.images_cli import images
 from app.parts import open_parts
+from app.protocol import BoundedHead
 from app.servers import EmbeddedFailed
 from config.db import open_engine, session_factory
 from config.settings import Settings, SettingsError
@@ -33,6 +35,7 @@ app = typer.Typer(
 )
 users = typer.Typer(help="Accounts.", no_args_is_help=True)
 app.add_typer(users, name="user")
+app.add_typer(images, name="images")
 # What is said goes to standard output; log lines and errors go to standard error.
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -94,8 +97,9 @@ def _run(work: Callable[[Settings], Awaitable[None]], **overrides: Any) -> None:
         out.print("Stopped.")
     except (SettingsError, DataDirInUse, EmbeddedFailed) as error:
         _fail(str(error))
-    except OperationalError as error:
-        _fail(f"DATABASE_URL: the database cannot be reached ({error.orig or error}).")
+    except DBAPIError as error:
+        why = "cannot be reached" if isinstance(error, OperationalError) else "cannot be used"
+        _fail(f"DATABASE_URL: the database {why} ({error.orig or error}).")
 
 
 async def _until_signalled(work: Awaitable[None]) -> None:
@@ -130,7 +134,7 @@ async def _serve(settings: Settings) -> None:
         await prepare(complete)
         options: dict[str, Any] = {
             "loop": "uvloop",
-            "http": "httptools",
+            "http": BoundedHead,
             "lifespan": "on",
             "log_config": None,
             "access_log": False,
@@ -228,7 +232,10 @@ def _say_where(settings: Settings, complete: Settings) -> None:
 async def _migrate(settings: Settings) -> None:
     import migrations
 
-    async with open_parts(settings, share=True) as complete, open_engine(complete) as engine:
+    async with (
+        open_parts(settings, share=True) as complete,
+        open_engine(complete, patience=None) as engine,
+    ):
         changed = await migrations.upgrade(engine)
     out.print("The schema is up to date now." if changed else "The schema was up to date.")
 

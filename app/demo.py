@@ -12,7 +12,7 @@ from app.main import open_capabilities, prepare
 from app.parts import open_parts
 from config.settings import Settings
 from services import auth, feeds
-from services.images import Upload
+from services.ledger import Upload
 
 _NAMES = "Ada Grace Edsger Barbara Donald Radia Alan Frances Linus Margaret".split()
 _SUBJECTS = "A walk,The garden,Breakfast,Rain,The night train,The sea".split(",")
@@ -74,7 +74,7 @@ def _picture(chance: random.Random) -> Upload:
         hills = _shade(rows * 0 + 68 - 13 * layer, rows * 0 + 28, hue + 25 * layer)
         image = (rows > ridge).ifthenelse(hills, image)
     data = image.gaussblur(0.7).jpegsave_buffer(Q=85)
-    return io.BytesIO(data), "hills.jpg"
+    return Upload(io.BytesIO(data), "hills.jpg", alt="Hills under an evening sky")
 
 
 def _shade(lightness: pyvips.Image, chroma: pyvips.Image, hue: float) -> pyvips.Image:

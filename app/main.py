@@ -1,11 +1,15 @@
 """The application: what is opened for its life, what it serves, how it answers errors."""
 
 import asyncio
+import multiprocessing
+import os
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,6 +20,7 @@ from starlette.staticfiles import StaticFiles
 
 import migrations
 from app import logs, problems
+from app.guard import BodyGuard
 from app.request_log import RequestLog
 from config.db import Sessions, open_engine, session_factory
 from config.s3 import open_s3, require_bucket
@@ -23,9 +28,10 @@ from config.settings import Settings, SettingsError
 from models.problem import Problem
 from routers import auth, feeds, health, images
 from routers import problems as problem_pages
-from services.images import ImageStore, reap_forever
+from services.ledger import reap_forever
 from services.passwords import Passwords
 from services.pictures import Limits, open_cleaner
+from services.store import ImageStore
 from services.tokens import Tokens
 
 KIB = 1024
@@ -47,12 +53,17 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     _add_middleware(app, settings)
     app.include_router(auth.router, max_body_size=64 * KIB)
-    app.include_router(
-        feeds.router,
-        max_body_size=settings.max_body_bytes,
-        # More files than a feed may have are still parsed, to be refused in words.
-        form_limits={"max_files": 2 * settings.max_images + 10, "max_part_size": 512 * KIB},
-    )
+    for router in (feeds.router, images.api):
+        app.include_router(
+            router,
+            max_body_size=settings.max_body_bytes,
+            # More files than a feed may have are still parsed, to be refused in words.
+            form_limits={
+                "max_files": 2 * settings.max_images + 10,
+                "max_fields": 2 * settings.max_images + 10,
+                "max_part_size": 512 * KIB,
+            },
+        )
     app.include_router(images.router, max_body_size=0)
     app.include_router(health.router, max_body_size=0)
     app.include_router(problem_pages.router, max_body_size=0)
@@ -64,7 +75,15 @@ def from_environment() -> FastAPI:
     """What a worker process serves; its parent has put all settings into the environment."""
     settings = Settings.load()
     logs.configure(settings)
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     return create_app(settings)
+
+
+def _die_with(parent: BaseProcess) -> None:
+    # A killed parent cannot stop its workers, which would keep the port from the next start.
+    parent.join()
+    os._exit(1)
 
 
 async def prepare(settings: Settings) -> None:
@@ -72,7 +91,7 @@ async def prepare(settings: Settings) -> None:
 
     Raises SettingsError, naming what is wrong, and OperationalError without a database.
     """
-    async with open_engine(settings) as engine, open_s3(settings) as s3:
+    async with open_engine(settings, patience=None) as engine, open_s3(settings) as s3:
         await migrations.upgrade(engine)
         await require_bucket(s3, settings)
 
@@ -130,6 +149,7 @@ async def _background(work: Any) -> AsyncGenerator[None]:
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
     # The last one added is the outermost.
+    app.add_middleware(BodyGuard)
     app.add_middleware(problems.LastResort)
     app.add_middleware(
         CORSMiddleware,
@@ -182,6 +202,7 @@ def _openapi(app: FastAPI, generate: Any) -> dict[str, Any]:
         schemas |= problem.pop("$defs") | {"Problem": problem}
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
-        for shape, field in (("FeedCreate", "images"), ("FeedUpdate", "new_images")):
-            schemas[shape]["properties"][field]["maxItems"] = app.state.settings.max_images
+        for shape in schemas.values():
+            for field in {"images", "new_images"} & shape.get("properties", {}).keys():
+                shape["properties"][field]["maxItems"] = app.state.settings.max_images
     return app.openapi_schema or {}

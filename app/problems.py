@@ -89,9 +89,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(DBAPIError)
     @app.exception_handler(PoolTimeout)
-    async def unreachable(request: Request, error: DBAPIError | PoolTimeout) -> Response:
-        lost = isinstance(error, (OperationalError, PoolTimeout)) or error.connection_invalidated
-        if not lost:
+    @app.exception_handler(TimeoutError)
+    async def unreachable(request: Request, error: Exception) -> Response:
+        # Else a statement was wrong, or the database resolved a deadlock, which may be tried again.
+        if isinstance(error, DBAPIError) and not (
+            isinstance(error, OperationalError)
+            or error.connection_invalidated
+            or getattr(error.orig, "sqlstate", None) in {"40P01", "40001"}
+        ):
             raise error
         log.error("the database cannot be reached", error=str(error))
         return answer(request.scope, DatabaseUnavailable())
@@ -99,7 +104,7 @@ def install(app: FastAPI) -> None:
 
 def _allowed(request: Request) -> str:
     """The methods of a path; the framework names those of the first route that has the path."""
-    path = getattr(request.scope.get("route"), "path", "")
+    path = getattr(request.scope.get("route"), "path_format", "")
     return ", ".join(request.app.openapi()["paths"].get(path, ())).upper()
 
 

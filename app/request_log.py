@@ -47,7 +47,7 @@ class RequestLog:
                     log.info(
                         "request",
                         method=scope["method"],
-                        route=getattr(scope.get("route"), "path", scope["path"]),
+                        route=getattr(scope.get("route"), "path_format", scope["path"]),
                         status=status,
                         ms=round((time.perf_counter() - started) * 1000, 2),
                         bytes=sent,

@@ -21,8 +21,13 @@ Sessions = async_sessionmaker[AsyncSession]
 
 
 @asynccontextmanager
-async def open_engine(settings: Settings) -> AsyncGenerator[AsyncEngine]:
-    """The process's one engine; its pool is emptied on the way out."""
+async def open_engine(
+    settings: Settings, *, patience: float | None = 30
+) -> AsyncGenerator[AsyncEngine]:
+    """The process's one engine; its pool is emptied on the way out.
+
+    A statement that takes longer than `patience` (seconds; None: no end) is given up on.
+    """
     if settings.database_url is None:
         raise ValueError("an embedded database is started before its engine is opened")
     engine = create_async_engine(
@@ -34,7 +39,11 @@ async def open_engine(settings: Settings) -> AsyncGenerator[AsyncEngine]:
         pool_pre_ping=True,
         # Values (addresses, hashes) stay out of error messages, and so out of the log.
         hide_parameters=True,
-        connect_args={"timeout": 5, "server_settings": {"application_name": "feedboard"}},
+        connect_args={
+            "timeout": 5,
+            "command_timeout": patience,
+            "server_settings": {"application_name": "feedboard"},
+        },
     )
     event.listen(engine.sync_engine, "do_connect", _connect)
     try:

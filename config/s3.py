@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 else:
     S3Client = object
 
-__all__ = ["S3Client", "S3Error", "StreamingBody", "open_s3", "require_bucket"]
+__all__ = ["MAX_CONNECTIONS", "S3Client", "S3Error", "StreamingBody", "open_s3", "require_bucket"]
 
+MAX_CONNECTIONS = 128
 # What a call to the store raises when the store is at fault, or is not there.
 S3Error = (BotoCoreError, ClientError, OSError)
 
@@ -37,7 +38,7 @@ async def open_s3(settings: Settings) -> AsyncGenerator[S3Client]:
         connect_timeout=3,
         read_timeout=15,
         retries={"mode": "standard", "total_max_attempts": 2},
-        max_pool_connections=64,
+        max_pool_connections=MAX_CONNECTIONS,
         # Stores other than AWS know the path style, and seldom the newer trailing checksums.
         s3={"addressing_style": "path" if own else "auto"},
         request_checksum_calculation="when_required",

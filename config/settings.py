@@ -110,7 +110,10 @@ class Settings(BaseSettings):
             raise ValueError("not a database URL") from error
         if url.drivername not in {"postgresql", "postgres", "postgresql+asyncpg"}:
             raise ValueError("it must begin with postgresql+asyncpg:// (or postgresql://)")
-        url = url.set(drivername="postgresql+asyncpg")
+        query = dict(url.query)
+        if "sslmode" in query:
+            query["ssl"] = query.pop("sslmode")  # as asyncpg calls it
+        url = url.set(drivername="postgresql+asyncpg", query=query)
         return url.render_as_string(hide_password=False)
 
     @field_validator("s3_endpoint_url", "s3_public_url", "public_url")

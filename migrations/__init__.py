@@ -6,8 +6,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
+
+from config.settings import SettingsError
 
 # Any number will do that nobody else uses for an advisory lock in the same database.
 _LOCK = 0x66656564626F6172
@@ -36,5 +39,10 @@ def _upgrade(connection: Connection) -> bool:
     newest = ScriptDirectory.from_config(settings).get_current_head()
     if MigrationContext.configure(connection).get_current_revision() == newest:
         return False
-    command.upgrade(settings, "head")
+    try:
+        command.upgrade(settings, "head")
+    except CommandError as error:
+        raise SettingsError(
+            f"DATABASE_URL: the database is of a newer Feedboard than this one ({error}); upgrade."
+        ) from error
     return True

@@ -3,7 +3,14 @@
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 from sqlalchemy import BigInteger, DateTime, Identity, MetaData, func
@@ -79,3 +86,13 @@ Storable = Annotated[str, storable]
 
 class Message(Shape):
     message: str
+
+
+class CursorQuery(Shape):
+    limit: int = Field(20, ge=1, le=100, description="How many, at most.")
+    cursor: Annotated[str | None, WithJsonSchema({"type": "string", "format": "cursor"})] = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Where the last page ended, as its `Link` header says. It carries the order.",
+    )

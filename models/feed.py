@@ -4,11 +4,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, StringConstraints, WithJsonSchema
+from pydantic import Field, StringConstraints
 from sqlalchemy import ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, Identified, Shape, Timed, storable
+from models.base import Base, CursorQuery, Identified, Shape, Timed, storable
+from models.image import ImageRead
 
 
 class Feed(Identified, Timed, Base):
@@ -35,6 +36,7 @@ class FeedRead(Shape):
         description="Absolute URLs, in the order of their upload.",
         examples=[["http://localhost:8000/images/DmqkLjB9nV0aXjMzV0yq3A.jpg"]],
     )
+    images: list[ImageRead] = Field(description="The same images, with all that a gallery needs.")
     create_dt: datetime
     update_dt: datetime
 
@@ -46,13 +48,7 @@ class SortBy(StrEnum):
     UPDATE_DT_ASC = "update_dt_asc"
 
 
-class ListQuery(Shape):
-    limit: int = Field(20, ge=1, le=100, description="How many, at most.")
-    cursor: Annotated[str | None, WithJsonSchema({"type": "string", "format": "cursor"})] = Field(
-        None,
-        max_length=200,
-        description="Where the last page ended, as its `Link` header says. It carries the order.",
-    )
+class ListQuery(CursorQuery):
     sort_by: SortBy | None = Field(None, description="Default: `create_dt_desc`, newest first.")
     skip: int = Field(0, ge=0, le=10_000, description="How many to pass over; prefer `cursor`.")
     total: bool = Field(False, description="Count all in the header `X-Total-Count`.")

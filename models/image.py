@@ -2,11 +2,13 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
 
-from sqlalchemy import CheckConstraint, Enum, ForeignKey, Index
+from pydantic import Field, StringConstraints
+from sqlalchemy import CheckConstraint, Enum, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import NOW, Base, Identified
+from models.base import NOW, Base, Identified, Shape, storable
 
 
 class ImageState(StrEnum):
@@ -25,7 +27,8 @@ class Image(Identified, Base):
         Index(None, "reap_dt", postgresql_where="state <> 'attached'"),
     )
 
-    key: Mapped[str] = mapped_column(unique=True)
+    # Sorted by bytes, as S3 lists its objects, so that both can be read side by side.
+    key: Mapped[str] = mapped_column(String(collation="C"), unique=True)
     state: Mapped[ImageState] = mapped_column(
         Enum(
             ImageState,
@@ -39,10 +42,50 @@ class Image(Identified, Base):
     owner_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
     feed_id: Mapped[int | None] = mapped_column(ForeignKey("feeds.id"))
     position: Mapped[int] = mapped_column(default=0)
+    # A variant is a smaller copy; it lives and dies with its original, in rows of its own.
+    original_id: Mapped[int | None] = mapped_column(
+        ForeignKey("images.id", ondelete="SET NULL"), index=True
+    )
     content_type: Mapped[str]
     bytes: Mapped[int]
     width: Mapped[int]
     height: Mapped[int]
+    alt: Mapped[str] = mapped_column(server_default="", default="")
+    color: Mapped[str | None]
+    placeholder: Mapped[str | None]
     create_dt: Mapped[datetime] = mapped_column(server_default=NOW)
     # When the reaper may delete the object, unless a feed shows it by then.
     reap_dt: Mapped[datetime]
+
+
+Alt = Annotated[str, StringConstraints(max_length=1000), storable]
+
+
+class VariantRead(Shape):
+    url: str = Field(examples=["http://localhost:8000/images/8sJd0pQ3c1m0hQ2kH3v9rA.webp"])
+    width: int = Field(description="Pixels.", examples=[320])
+    height: int = Field(description="Pixels.", examples=[213])
+    type: str = Field(description="Content type.", examples=["image/webp"])
+
+
+class ImageRead(Shape):
+    id: int = Field(examples=[7])
+    url: str = Field(examples=["http://localhost:8000/images/DmqkLjB9nV0aXjMzV0yq3A.jpg"])
+    width: int = Field(description="Pixels, upright.", examples=[4032])
+    height: int = Field(description="Pixels, upright.", examples=[2688])
+    alt: str = Field(description="What the image shows, in words.", examples=["A bowl of bibimbap"])
+    placeholder: str | None = Field(
+        description="A ThumbHash, in base64: a blur to show while the image loads.",
+        examples=["1QcSHQRnh493V4dIh4eXh1h4kJUI"],
+    )
+    color: str | None = Field(description="The dominant colour.", examples=["#7a6a4f"])
+    variants: list[VariantRead] = Field(description="Smaller copies, narrow ones first.")
+
+
+class OwnImageRead(ImageRead):
+    feed_id: int | None = Field(description="The feed that shows it; null while it is pending.")
+    create_dt: datetime
+
+
+class ImageUpdate(Shape):
+    alt: Alt = Field(examples=["A bowl of bibimbap"])

@@ -3,15 +3,23 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, EmailStr, Field, SecretStr, StringConstraints
+from email_validator import EmailNotValidError, validate_email
+from pydantic import AfterValidator, BeforeValidator, EmailStr, Field, SecretStr, StringConstraints
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, Identified, Shape, Storable, Timed, storable
 
 
 def email_key(email: str) -> str:
-    """The form in which e-mail addresses are compared: without regard to case, in any script."""
-    return email.casefold()
+    """The form in which e-mail addresses are compared: one for all spellings of an address.
+
+    The domain is taken as DNS has it (IDNA 2008), the rest without regard to case, in any script.
+    """
+    try:
+        found = validate_email(email.strip(), check_deliverability=False)
+    except EmailNotValidError:
+        return email.strip().casefold()
+    return f"{found.local_part.casefold()}@{(found.ascii_domain or found.domain).lower()}"
 
 
 class User(Identified, Timed, Base):
@@ -37,8 +45,17 @@ Nickname = Annotated[
 ]
 
 
+def _bare(email: object) -> object:
+    """Refuse what EmailStr would take as well: a name in front of the address."""
+    if isinstance(email, str) and "<" in email:
+        raise ValueError("give the address alone, without a name")
+    return email
+
+
 class Signup(Shape):
-    email: EmailStr = Field(max_length=254, examples=["ada@example.com"])
+    email: Annotated[EmailStr, BeforeValidator(_bare)] = Field(
+        max_length=254, examples=["ada@example.com"]
+    )
     password: Password = Field(min_length=8, max_length=128, examples=["correct horse battery"])
     # White space around it is cut off, so some of it must be something else.
     nickname: Nickname = Field(examples=["Ada"], json_schema_extra={"pattern": r"[^\s\u0085]"})

@@ -23,8 +23,8 @@ from services.errors import (
     NotAuthenticated,
     UnsupportedMediaType,
 )
-from services.images import ImageStore
 from services.passwords import Passwords
+from services.store import ImageStore
 from services.tokens import Tokens
 
 _bearer = OAuth2PasswordBearer(
@@ -105,6 +105,13 @@ def known_body(request: Request) -> None:
     if not reads:
         wanted = getattr(body.field_info, "media_type", "")
         raise UnsupportedMediaType(f"Send the body as {wanted}, not as {given[:100] or 'nothing'}.")
+
+
+# The header that `link_next` sets, as a route's OpenAPI entry shows it.
+LINK = {
+    "description": 'While there is more: the next page, `rel="next"` (RFC 8288).',
+    "schema": {"type": "string"},
+}
 
 
 def link_next(request: Request, response: Response, following: Cursor | None) -> None:

@@ -1,13 +1,14 @@
 """Feeds over HTTP."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from models.base import NO_NUL, Message, Shape
+from models.base import MAX_ID, NO_NUL, Message, Shape
 from models.feed import Content, FeedRead, ListQuery, Title
 from routers.dependencies import (
+    LINK,
     CurrentUser,
     Db,
     Id,
@@ -16,23 +17,17 @@ from routers.dependencies import (
     known_parameters,
     link_next,
 )
+from routers.forms import BLANK, UPLOADS, Files, chosen, named, parts
 from routers.problems import refuses
 from services import feeds
 from services.errors import (
     ContentTooLarge,
-    DamagedImage,
     DatabaseUnavailable,
     FeedNotFound,
     Forbidden,
-    ImageTooLarge,
     InvalidInput,
-    MalformedBody,
     NotAuthenticated,
-    StorageUnavailable,
-    UnsupportedImage,
-    UnsupportedMediaType,
 )
-from services.images import Upload
 
 router = APIRouter(
     prefix="/api/feed",
@@ -40,51 +35,23 @@ router = APIRouter(
     dependencies=[Depends(known_parameters), Depends(known_body)],
     responses=refuses(ContentTooLarge, InvalidInput, DatabaseUnavailable),
 )
-_UPLOADS = refuses(
-    MalformedBody,
-    NotAuthenticated,
-    ContentTooLarge,
-    ImageTooLarge,
-    UnsupportedImage,
-    UnsupportedMediaType,
-    InvalidInput,
-    DamagedImage,
-    DatabaseUnavailable,
-    StorageUnavailable,
-)
-
-
-def _chosen(items: Any) -> Any:
-    """Without what a form sends where nothing was chosen: empty text, or a file of no bytes."""
-    if not isinstance(items, list):
-        return items
-    return [item for item in items if item != "" and getattr(item, "size", None) != 0]
-
-
-# FastAPI marks files by contentMediaType alone, and Swagger UI shows a file picker for a format.
-# An empty example is what it shows, and sends, where it would otherwise make up "string".
-_BLANK: dict[str, Any] = {"type": "string", "examples": [""]}
-_KEPT = _BLANK | NO_NUL | {"description": "Left empty, it stays as it is."}
-_File = Annotated[UploadFile, WithJsonSchema(_BLANK | {"format": "binary"})]
-_Url = Annotated[str, WithJsonSchema(_BLANK)]
-Files = Annotated[list[_File], BeforeValidator(_chosen)]
-
-
-def _parts(*fields: str, required: bool = True) -> dict[str, Any]:
-    """What makes Swagger UI send each item of an array as a part, not all in one with commas."""
-    encoding = {field: {"style": "form", "explode": True} for field in fields}
-    content = {"multipart/form-data": {"encoding": encoding}}
-    return {"requestBody": {"content": content, "required": required}}
-
-
-def _named(files: list[UploadFile]) -> list[Upload]:
-    return [(file.file, file.filename or "") for file in files]
+_KEPT = BLANK | NO_NUL | {"description": "Left empty, it stays as it is."}
+_Url = Annotated[str, WithJsonSchema(BLANK)]
+_ImageId = Annotated[
+    int,
+    Field(ge=1, le=MAX_ID),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_ID, "examples": [""]}),
+]
+ImageIds = Annotated[list[_ImageId], BeforeValidator(chosen)]
 
 
 class FeedCreate(Shape):
     title: Title = Field(examples=["Two days in Jeonju"])
     content: Content = Field(examples=["Bibimbap, and a walk through the old town."])
     images: Files = Field([], description="JPEG, PNG, GIF, WebP or AVIF, kept in order.")
+    image_ids: ImageIds = Field(
+        [], description="Images that you uploaded before, in order; they come before `images`."
+    )
 
 
 class FeedUpdate(Shape):
@@ -93,12 +60,19 @@ class FeedUpdate(Shape):
     title: Annotated[Title | None, WithJsonSchema(_KEPT | {"maxLength": 200})] = None
     content: Annotated[Content | None, WithJsonSchema(_KEPT | {"maxLength": 100_000})] = None
     new_images: Files = Field([], description="Added behind the images that stay.")
-    target_image_urls: Annotated[list[_Url], BeforeValidator(_chosen)] = Field(
+    target_image_urls: Annotated[list[_Url], BeforeValidator(chosen)] = Field(
         [], description="URLs, out of this feed's `image_urls`, of the images to remove."
+    )
+    image_ids: ImageIds = Field(
+        [],
+        description="The whole new order: ids of this feed's images (the others are removed) and "
+        "of images that you uploaded before. `new_images` come behind.",
     )
 
 
-@router.post("/create", summary="Post a feed", responses=_UPLOADS, openapi_extra=_parts("images"))
+@router.post(
+    "/create", summary="Post a feed", responses=UPLOADS, openapi_extra=parts("images", "image_ids")
+)
 async def create_feed(
     db: Db,
     images: Images,
@@ -107,7 +81,13 @@ async def create_feed(
 ) -> FeedRead:
     """Post a feed with its images: all of it, or nothing."""
     return await feeds.create(
-        db, images, author, title=form.title, content=form.content, uploads=_named(form.images)
+        db,
+        images,
+        author,
+        title=form.title,
+        content=form.content,
+        image_ids=form.image_ids,
+        uploads=named(form.images),
     )
 
 
@@ -123,10 +103,7 @@ async def read_feed(db: Db, images: Images, feed_id: Id) -> FeedRead:
     responses={
         200: {
             "headers": {
-                "Link": {
-                    "description": 'While there is more: the next page, `rel="next"` (RFC 8288).',
-                    "schema": {"type": "string"},
-                },
+                "Link": LINK,
                 "X-Total-Count": {
                     "description": "With `total=true`: how many feeds there are.",
                     "schema": {"type": "integer"},
@@ -147,15 +124,15 @@ async def list_feeds(
     link_next(request, response, page.next)
     if page.total is not None:
         response.headers["X-Total-Count"] = str(page.total)
-    return page.feeds
+    return page.items
 
 
 @router.patch(
     "/update/{feed_id}",
     summary="Change a feed",
-    responses=_UPLOADS | refuses(Forbidden, FeedNotFound),
+    responses=UPLOADS | refuses(Forbidden, FeedNotFound),
     # Every field may be left out, and so may all of them.
-    openapi_extra=_parts("new_images", "target_image_urls", required=False),
+    openapi_extra=parts("new_images", "target_image_urls", "image_ids", required=False),
 )
 async def update_feed(
     db: Db,
@@ -173,7 +150,8 @@ async def update_feed(
         title=form.title,
         content=form.content,
         remove_urls=form.target_image_urls,
-        uploads=_named(form.new_images),
+        image_ids=form.image_ids,
+        uploads=named(form.new_images),
     )
 
 

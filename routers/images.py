@@ -1,21 +1,43 @@
-"""Images over HTTP: the service streams what the bucket holds."""
+"""Images over HTTP: streamed from the bucket; uploaded, described, listed and deleted."""
 
+import asyncio
 import re
-from typing import Annotated
+from typing import Annotated, Self
 
-from fastapi import APIRouter, Depends, Header, Path, Request, Response
+from fastapi import APIRouter, Depends, Form, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import Field, model_validator
+from starlette.types import Message as Message_
+from starlette.types import Receive, Scope, Send
 
-from routers.dependencies import Images, known_body, known_parameters
+from models.base import CursorQuery, Message, Shape
+from models.image import Alt, ImageRead, ImageUpdate, OwnImageRead
+from routers.dependencies import (
+    LINK,
+    CurrentUser,
+    Db,
+    Id,
+    Images,
+    known_body,
+    known_parameters,
+    link_next,
+)
+from routers.forms import UPLOADS, Files, named, parts
 from routers.problems import refuses
+from services import images as service
 from services.errors import (
     ContentTooLarge,
+    DatabaseUnavailable,
+    Forbidden,
     ImageNotFound,
     InvalidInput,
+    MalformedBody,
+    NotAuthenticated,
     RangeNotSatisfiable,
     StorageUnavailable,
+    UnsupportedMediaType,
 )
-from services.images import CACHE_CONTROL
+from services.store import CACHE_CONTROL, StoredImage
 
 router = APIRouter(
     prefix="/images",
@@ -38,7 +60,9 @@ router = APIRouter(
 )
 # One range of bytes; anything else that a Range header may say is passed over, as RFC 9110
 # (section 14.2) allows, and answered with the whole.
-_ONE_RANGE = re.compile(r"bytes=(\d{1,18}-\d{0,18}|-\d{1,18})")
+_ONE_RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-\d{1,18})")
+# Seconds that a client may take for a chunk (64 KiB), before it is cut off.
+SEND_PATIENCE = 30.0
 Name = Annotated[
     str,
     Path(
@@ -61,18 +85,116 @@ async def load_image(
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Immutable under its name, so it may be cached for ever; takes `Range` and `If-None-Match`."""
+    with_body = request.method == "GET"
     conditions = {}
-    if range_ and _ONE_RANGE.fullmatch(range_):
+    if with_body and range_ and _is_one_range(range_):
         conditions["Range"] = range_
     if if_none_match:
         conditions["IfNoneMatch"] = if_none_match
-    with_body = request.method == "GET"
     image = await images.read(name, with_body=with_body, **conditions)
     headers = image.headers | {
         "accept-ranges": "bytes",
         "cache-control": CACHE_CONTROL,
         "x-content-type-options": "nosniff",
+        "content-security-policy": "default-src 'none'",
     }
     if image.body is None:
+        image.close()
         return Response(status_code=image.status, headers=headers)
-    return StreamingResponse(image.chunks(), status_code=image.status, headers=headers)
+    return _ImageResponse(image, headers)
+
+
+class _ImageResponse(StreamingResponse):
+    """Streams an image, and lets go of it on every path: sent, cut off, or read too slowly."""
+
+    def __init__(self, image: StoredImage, headers: dict[str, str]) -> None:
+        super().__init__(image.chunks(), status_code=image.status, headers=headers)
+        self.image = image
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def patient(message: Message_) -> None:
+            async with asyncio.timeout(SEND_PATIENCE):
+                await send(message)
+
+        try:
+            await super().__call__(scope, receive, patient)
+        finally:
+            self.image.close()
+
+
+def _is_one_range(text: str) -> bool:
+    match = _ONE_RANGE.fullmatch(text)
+    first, last = match.groups() if match else (None, None)
+    return match is not None and not (first and last and int(first) > int(last))
+
+
+api = APIRouter(
+    prefix="/api/image",
+    tags=["Images"],
+    dependencies=[Depends(known_parameters), Depends(known_body)],
+    responses=refuses(NotAuthenticated, ContentTooLarge, InvalidInput, DatabaseUnavailable),
+)
+
+
+class ImageUpload(Shape):
+    images: Annotated[Files, Field(min_length=1)] = Field(
+        description="JPEG, PNG, GIF, WebP or AVIF."
+    )
+    alt: list[Alt] = Field(
+        [], description="What each image shows, in words; one for each, or none at all."
+    )
+
+    @model_validator(mode="after")
+    def _one_for_each(self) -> Self:
+        if self.alt and len(self.alt) != len(self.images):
+            raise ValueError(f"give one alt for each of the {len(self.images)} images, or none")
+        return self
+
+
+@api.post(
+    "/upload", summary="Upload images", responses=UPLOADS, openapi_extra=parts("images", "alt")
+)
+async def upload_images(
+    db: Db,
+    images: Images,
+    owner: CurrentUser,
+    form: Annotated[ImageUpload, Form(media_type="multipart/form-data")],
+) -> list[ImageRead]:
+    """Store images now and post them later, by their ids (`image_ids`), within the grace."""
+    return await service.upload(db, images, owner, uploads=named(form.images, form.alt))
+
+
+@api.get("/mine", summary="List my images", responses={200: {"headers": {"Link": LINK}}})
+async def list_my_images(
+    db: Db,
+    images: Images,
+    owner: CurrentUser,
+    request: Request,
+    response: Response,
+    query: Annotated[CursorQuery, Query()],
+) -> list[OwnImageRead]:
+    """What I uploaded, newest first, whether or not a feed shows it."""
+    page = await service.mine(db, images, owner, query)
+    link_next(request, response, page.next)
+    return page.items
+
+
+@api.patch(
+    "/{image_id:int}",
+    summary="Describe an image",
+    responses=refuses(MalformedBody, Forbidden, ImageNotFound, UnsupportedMediaType),
+)
+async def describe_image(
+    db: Db, images: Images, owner: CurrentUser, image_id: Id, change: ImageUpdate
+) -> ImageRead:
+    """Say in words what one of my images shows."""
+    return await service.describe(db, images, owner, image_id, alt=change.alt)
+
+
+@api.delete(
+    "/{image_id:int}", summary="Delete an image", responses=refuses(Forbidden, ImageNotFound)
+)
+async def delete_image(db: Db, images: Images, owner: CurrentUser, image_id: Id) -> Message:
+    """Delete one of my images, also from the feed that shows it."""
+    await service.delete(db, images, owner, image_id)
+    return Message(message="Image Deleted")

@@ -3,11 +3,17 @@
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Generic, TypeVar, TypeVarTuple
+
+from sqlalchemy import Select, tuple_
+from sqlalchemy.orm import InstrumentedAttribute
 
 from models.base import MAX_ID
 from models.feed import SortBy
 from services.errors import InvalidInput
 
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -42,3 +48,29 @@ class Cursor:
                 pointer="/cursor",
             )
         return cursor
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """A page of a list; `next` is where the following one starts, `total` only if asked for."""
+
+    items: list[T]
+    next: Cursor | None
+    total: int | None = None
+
+
+def keyset(
+    statement: Select[*Ts],
+    time: InstrumentedAttribute[datetime],
+    id_: InstrumentedAttribute[int],
+    cursor: Cursor | None,
+    *,
+    descending: bool,
+) -> Select[*Ts]:
+    """Order a statement by time and id, and start it behind the cursor."""
+    order = [column.desc() if descending else column.asc() for column in (time, id_)]
+    statement = statement.order_by(*order)
+    if cursor is None:
+        return statement
+    here, there = tuple_(time, id_), tuple_(cursor.time, cursor.id)
+    return statement.where(here < there if descending else here > there)

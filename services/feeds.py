@@ -2,46 +2,32 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Row, Select, func, select, tuple_
-from sqlalchemy.dialects.postgresql import ARRAY, TEXT, aggregate_order_by
+from sqlalchemy import Row, Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from models.base import NOW
 from models.feed import Feed, FeedRead, ListQuery, SortBy
 from models.image import Image
 from models.user import User
-from services import images as ledger
-from services.cursors import Cursor
+from services import ledger
+from services.cursors import Cursor, Page, keyset
 from services.errors import FeedNotFound, Forbidden, InvalidInput
-from services.images import ImageStore, Upload
+from services.ledger import Upload
+from services.store import ImageStore
 
-_KEYS = (
-    select(func.array_agg(aggregate_order_by(Image.key, Image.position), type_=ARRAY(TEXT)))
-    .where(Image.feed_id == Feed.id)
-    .correlate(Feed)
-    .scalar_subquery()
-)
-# One statement shows a feed, or a page of them, however many images they have.
+# Two statements show a feed or a page of them, however many images they have: this, and
+# `ledger.of_feeds`.
 _SHOWN = select(
     Feed.id,
     Feed.title,
     Feed.content,
     User.email.label("author_email"),
     User.nickname.label("author_nickname"),
-    _KEYS.label("keys"),
     Feed.create_dt,
     Feed.update_dt,
 ).join(User, User.id == Feed.author_id)
-
-
-@dataclass(frozen=True)
-class Page:
-    """A page of a list; `next` is where the following one starts, `total` only if asked for."""
-
-    feeds: list[FeedRead]
-    next: Cursor | None
-    total: int | None
 
 
 async def create(
@@ -51,15 +37,24 @@ async def create(
     *,
     title: str,
     content: str,
+    image_ids: Sequence[int] = (),
     uploads: Sequence[Upload],
 ) -> FeedRead:
-    """Post a feed with its images, all or nothing; raises what `images.stored` does."""
-    _check_count(images, len(uploads), pointer="/images")
+    """Post a feed with its images, all or nothing: those uploaded before, then those given now.
+
+    Raises InvalidInput for images that are not the author's and pending, or too many, and what
+    `ledger.stored` does.
+    """
+    _check_count(images, len(image_ids) + len(uploads), pointer="/images")
+    async with db.begin():
+        # Asked before the work of storing images, and once more, under a lock, after it.
+        await _ordered(db, author, [], image_ids)
     async with ledger.stored(db, images, author, uploads) as rows, db.begin():
+        earlier = await _ordered(db, author, [], image_ids)
         feed = Feed(title=title, content=content, author_id=author.id)
         db.add(feed)
         await db.flush()
-        await ledger.attach(db, rows, feed_id=feed.id)
+        await ledger.attach(db, [*earlier, *rows], feed_id=feed.id)
         return await _shown(db, images, feed.id)
 
 
@@ -69,14 +64,14 @@ async def read(db: AsyncSession, images: ImageStore, feed_id: int) -> FeedRead:
         return await _shown(db, images, feed_id)
 
 
-async def page(db: AsyncSession, images: ImageStore, query: ListQuery) -> Page:
+async def page(db: AsyncSession, images: ImageStore, query: ListQuery) -> Page[FeedRead]:
     """A page of all feeds; raises InvalidInput for a cursor that does not fit."""
     statement, sort_by = _page_statement(query)
     async with db.begin():
         # One more than asked for says whether there is a next page, without counting.
         rows = (await db.execute(statement.limit(query.limit + 1))).all()
+        feeds = await _feeds(db, images, rows[: query.limit])
         total = await db.scalar(select(func.count()).select_from(Feed)) if query.total else None
-    feeds = [_feed(images, row) for row in rows[: query.limit]]
     following = None
     if len(rows) > query.limit:
         last = feeds[-1]
@@ -94,27 +89,28 @@ async def update(
     title: str | None,
     content: str | None,
     remove_urls: Sequence[str],
+    image_ids: Sequence[int] = (),
     uploads: Sequence[Upload],
 ) -> FeedRead:
     """Change what is given (None is unchanged), all or nothing.
 
-    Raises FeedNotFound, Forbidden, InvalidInput when a URL is not one of this feed's images or
-    the feed would have too many, and what `images.stored` does.
+    `image_ids` is the whole new order: the feed's own that are not in it are removed, pending ones
+    of the editor are added; uploads come behind. Raises FeedNotFound, Forbidden, InvalidInput when
+    an image is not one to remove or to add or the feed would have too many, and what
+    `ledger.stored` does.
     """
+    change = _Change(remove_urls, image_ids, len(uploads))
     async with db.begin():
         # Asked before the work of storing images, and once more, under a lock, after it.
-        await _changing(db, images, editor, feed_id, remove_urls, len(uploads))
+        await _changing(db, images, editor, feed_id, change)
     async with ledger.stored(db, images, editor, uploads) as rows, db.begin():
-        feed, shown, removed = await _changing(
-            db, images, editor, feed_id, remove_urls, len(uploads)
-        )
+        feed, kept, removed = await _changing(db, images, editor, feed_id, change)
         discarded = await ledger.condemn(db, removed)
-        await ledger.attach(
-            db, rows, feed_id=feed_id, after=max((i.position for i in shown), default=0)
-        )
+        if rows or removed or image_ids:
+            await ledger.attach(db, [*kept, *rows], feed_id=feed_id)
         feed.title = feed.title if title is None else title
         feed.content = feed.content if content is None else content
-        if rows or removed or title is not None or content is not None:
+        if rows or removed or image_ids or title is not None or content is not None:
             feed.update_dt = NOW
         await db.flush()
         changed = await _shown(db, images, feed_id)
@@ -131,7 +127,7 @@ async def delete(db: AsyncSession, images: ImageStore, editor: User, feed_id: in
     await ledger.discard(db, images, discarded)
 
 
-def _page_statement(query: ListQuery) -> tuple[Select[tuple[object, ...]], SortBy]:
+def _page_statement(query: ListQuery) -> tuple[Select[*tuple[Any, ...]], SortBy]:
     cursor = Cursor.decode(query.cursor) if query.cursor else None
     if cursor and query.skip:
         raise InvalidInput("Give either cursor or skip, not both.", pointer="/skip")
@@ -143,25 +139,27 @@ def _page_statement(query: ListQuery) -> tuple[Select[tuple[object, ...]], SortB
     sort_by = cursor.sort_by if cursor else query.sort_by or SortBy.CREATE_DT_DESC
     time = Feed.update_dt if sort_by.startswith("update") else Feed.create_dt
     descending = sort_by.endswith("desc")
-    order = [column.desc() if descending else column.asc() for column in (time, Feed.id)]
-    statement = _SHOWN.order_by(*order).offset(query.skip or None)
-    if cursor:
-        here, there = tuple_(time, Feed.id), tuple_(cursor.time, cursor.id)
-        statement = statement.where(here < there if descending else here > there)
-    return statement, sort_by
+    statement = keyset(_SHOWN, time, Feed.id, cursor, descending=descending)
+    return statement.offset(query.skip or None), sort_by
 
 
 async def _shown(db: AsyncSession, images: ImageStore, feed_id: int) -> FeedRead:
-    row = (await db.execute(_SHOWN.where(Feed.id == feed_id))).one_or_none()
-    if row is None:
+    rows = (await db.execute(_SHOWN.where(Feed.id == feed_id))).all()
+    if not rows:
         raise FeedNotFound
-    return _feed(images, row)
+    return (await _feeds(db, images, rows))[0]
 
 
-def _feed(images: ImageStore, row: Row[tuple[object, ...]]) -> FeedRead:
-    shown = dict(row._mapping)
-    keys = shown.pop("keys") or []
-    return FeedRead(**shown, image_urls=[images.url(key) for key in keys])
+async def _feeds(
+    db: AsyncSession, images: ImageStore, rows: Sequence[Row[*tuple[Any, ...]]]
+) -> list[FeedRead]:
+    shown = await ledger.of_feeds(db, images, [row.id for row in rows])
+    return [
+        FeedRead(
+            **row._mapping, image_urls=[image.url for image in shown[row.id]], images=shown[row.id]
+        )
+        for row in rows
+    ]
 
 
 async def _own(db: AsyncSession, editor: User, feed_id: int) -> Feed:
@@ -174,20 +172,53 @@ async def _own(db: AsyncSession, editor: User, feed_id: int) -> Feed:
     return feed
 
 
+@dataclass(frozen=True)
+class _Change:
+    """What an update asks of a feed's images; `added` is the number of uploads."""
+
+    remove_urls: Sequence[str]
+    image_ids: Sequence[int]
+    added: int
+
+
 async def _changing(
-    db: AsyncSession,
-    images: ImageStore,
-    editor: User,
-    feed_id: int,
-    remove_urls: Sequence[str],
-    added: int,
-) -> tuple[Feed, Sequence[Image], list[Image]]:
-    """The feed, locked, its images, and those to remove; raises what makes a change impossible."""
+    db: AsyncSession, images: ImageStore, editor: User, feed_id: int, change: _Change
+) -> tuple[Feed, list[Image], list[Image]]:
+    """The feed, locked, the images to keep in their order, and those to remove.
+
+    Raises what makes the change impossible.
+    """
     feed = await _own(db, editor, feed_id)
     shown = await _images(db, feed_id)
-    removed = _named(images, shown, remove_urls)
-    _check_count(images, len(shown) - len(removed) + added, pointer="/new_images")
-    return feed, shown, removed
+    if change.image_ids and change.remove_urls:
+        raise InvalidInput(
+            "Give either image_ids or target_image_urls, not both.", pointer="/image_ids"
+        )
+    if change.image_ids:
+        kept = await _ordered(db, editor, shown, change.image_ids)
+        removed = [image for image in shown if image.id not in change.image_ids]
+    else:
+        removed = _named(images, shown, change.remove_urls)
+        kept = [image for image in shown if image not in removed]
+    _check_count(images, len(kept) + change.added, pointer="/new_images")
+    return feed, kept, removed
+
+
+async def _ordered(
+    db: AsyncSession, owner: User, shown: Sequence[Image], image_ids: Sequence[int]
+) -> list[Image]:
+    """Images by id, in this order, out of the feed's own and the owner's pending ones."""
+    own = {image.id: image for image in shown}
+    known = own | await ledger.pending(db, owner, [i for i in image_ids if i not in own])
+    for image_id in image_ids:
+        if image_id not in known:
+            raise InvalidInput(
+                f"{image_id} is neither an image of this feed nor a pending image of yours.",
+                pointer="/image_ids",
+            )
+    if len(set(image_ids)) < len(image_ids):
+        raise InvalidInput("An image can be named once only.", pointer="/image_ids")
+    return [known[image_id] for image_id in image_ids]
 
 
 def _check_count(images: ImageStore, count: int, *, pointer: str) -> None:
@@ -199,7 +230,11 @@ def _check_count(images: ImageStore, count: int, *, pointer: str) -> None:
 
 
 async def _images(db: AsyncSession, feed_id: int) -> Sequence[Image]:
-    shown = select(Image).where(Image.feed_id == feed_id).order_by(Image.position)
+    shown = (
+        select(Image)
+        .where(Image.feed_id == feed_id, Image.original_id.is_(None))
+        .order_by(Image.position)
+    )
     return (await db.scalars(shown)).all()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from services.images import ImageStore
+from services.store import ImageStore
 
 PATIENCE = 3.0
 

@@ -6,15 +6,17 @@ beside them, and whatever follows them, stays behind by construction; what is st
 decoded, to its last row. Encoding every upload again would cost size or visible quality instead.
 Pixels are written anew only where they must be: turned by their orientation, brought to sRGB, and
 every AVIF, whose metadata is woven into its index. Of an animated PNG the still picture is kept.
+`services.variants` draws the smaller ones from what is kept.
 """
 
 import asyncio
+import ctypes
 import os
 import re
 import struct
 import tempfile
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,14 +25,21 @@ from typing import BinaryIO
 
 import pyvips
 
+from services import pixels
 from services.containers import Malformed, gif_parts, jpeg_parts, png_parts, webp_parts, whole
 from services.errors import DamagedImage, ImageTooLarge, UnsupportedImage
+from services.variants import WIDTHS, Stop, Variant, draw
 
 # For the whole process: loaders that libvips holds unfit for hostile files stay shut, the only
 # parallelism is that of our workers, and no finished operation stays in memory.
 pyvips.block_untrusted_set(True)
 pyvips.concurrency_set(1)
 pyvips.cache_set_max(0)
+# glibc would keep each thread's freed buffers for itself: two workers held 172 MiB when idle and
+# 206 at most; so it is 46 and 90, for 6 % of the time (M_MMAP_THRESHOLD, M_ARENA_MAX).
+if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    libc.mallopt(-3, 64 * 1024)
+    libc.mallopt(-8, 1)
 
 MAX_FRAMES = 1_000
 # Chunks, segments or blocks; libpng takes 20 µs for each, and a hostile file can have a million.
@@ -39,7 +48,8 @@ MAX_PARTS = 50_000
 MAX_ROWS = 1_000_000
 # All frames together may have this many times the pixels of a still; 200 Mpx decode in 1 to 5 s.
 ANIMATION_FACTOR = 4
-# Beyond these pixels one picture at a time: some formats are held whole, at up to 25 bytes a pixel.
+# Beyond these pixels, in all frames, one picture at a time: some formats are held whole, at up to
+# 25 bytes a pixel, and so are an animation's variants.
 _LARGE = 16_000_000
 _one_large_at_a_time = threading.Lock()
 
@@ -54,7 +64,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Picture:
-    """A cleaned picture in an unnamed file on disk; width and height are pixels of one frame."""
+    """A cleaned picture in an unnamed file on disk; width and height are pixels of one frame.
+
+    Variants come narrowest first; color is "#rrggbb", placeholder a ThumbHash as base64 text.
+    """
 
     file: BinaryIO
     extension: str
@@ -62,13 +75,22 @@ class Picture:
     width: int
     height: int
     bytes: int
+    variants: tuple[Variant, ...]
+    color: str
+    placeholder: str
+
+    def close(self) -> None:
+        """Close its file and those of its variants, which frees their place on the disk."""
+        for file in (self.file, *(variant.file for variant in self.variants)):
+            file.close()
 
 
 class Cleaner:
     """Cleans uploads in threads of its own, never more at once than it has workers."""
 
-    def __init__(self, limits: Limits, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, limits: Limits, threads: ThreadPoolExecutor, widths: Sequence[int]) -> None:
         self._limits = limits
+        self._widths = widths
         self._threads = threads
 
     @asynccontextmanager
@@ -78,38 +100,48 @@ class Cleaner:
         """Lend the pictures of some (file, client's name for it), in order, and close them after.
 
         Raises what `clean` raises, for the first upload that is refused. On a refusal or a
-        cancellation uploads that wait are dropped; those in work are closed as they finish.
+        cancellation uploads that wait are dropped, and those in work end soon and are closed.
         """
-        jobs = [self._threads.submit(clean, *upload, self._limits) for upload in uploads]
+        work = [(upload, Stop()) for upload in uploads]
+        jobs = [
+            self._threads.submit(clean, *upload, self._limits, self._widths, stop)
+            for upload, stop in work
+        ]
         try:
             yield [await asyncio.wrap_future(job) for job in jobs]
         finally:
-            for job in jobs:
+            for job, (_, stop) in zip(jobs, work, strict=True):
                 job.cancel()
+                stop.ask()
                 job.add_done_callback(_close)
 
 
 @asynccontextmanager
-async def open_cleaner(limits: Limits, *, workers: int) -> AsyncGenerator[Cleaner]:
-    """One cleaner for the process's life."""
+async def open_cleaner(
+    limits: Limits, *, workers: int, widths: Sequence[int] = WIDTHS
+) -> AsyncGenerator[Cleaner]:
+    """One cleaner for the process's life; it draws variants of these widths, in pixels."""
     threads = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
     try:
-        yield Cleaner(limits, threads)
+        yield Cleaner(limits, threads, widths)
     finally:
         await asyncio.to_thread(threads.shutdown, cancel_futures=True)
 
 
-def clean(upload: BinaryIO, name: str, limits: Limits) -> Picture:
-    """Check one upload and keep its pixels alone; blocks. The caller closes the picture's file.
+def clean(
+    upload: BinaryIO,
+    name: str,
+    limits: Limits,
+    widths: Sequence[int] = WIDTHS,
+    stop: Stop | None = None,
+) -> Picture:
+    """Check one upload, keep its pixels alone, draw its variants; blocks. The caller closes it.
 
-    Raises `UnsupportedImage`, `ImageTooLarge` or `DamagedImage`, naming the file and the limit.
+    Raises `UnsupportedImage`, `ImageTooLarge` or `DamagedImage`, naming the file and the limit;
+    the last also when it is told to stop, since then nobody listens.
     """
     name = _printable(name)
-    size = upload.seek(0, os.SEEK_END)
-    if size > limits.bytes:
-        raise ImageTooLarge(f"{name} has {size:,} bytes; the limit is {limits.bytes:,} bytes.")
-    upload.seek(0)
-    data = upload.read()
+    data = _read(upload, name, limits)
     kind = next((kind for kind in _KINDS if re.match(kind.magic, data, re.DOTALL)), None)
     if kind is None:
         raise UnsupportedImage(f"{name} is not a JPEG, PNG, GIF, WebP or AVIF image.")
@@ -119,11 +151,20 @@ def clean(upload: BinaryIO, name: str, limits: Limits) -> Picture:
             raise ImageTooLarge(f"{name} has too many parts; the limit is {MAX_PARTS:,} parts.")
         header = kind.open(data)
         width, height = _canvas(header, data)
-        _check_pixels(width, height, _frames(header), name, limits)
-        with _one_large_at_a_time if width * height > _LARGE else nullcontext():
-            return _keep_pixels(kind, b"".join(parts), header)
+        frames = _frames(header)
+        _check_pixels(width, height, frames, name, limits)
+        with _one_large_at_a_time if width * height * frames > _LARGE else nullcontext():
+            return _keep_pixels(kind, b"".join(parts), header, widths, stop or Stop())
     except (pyvips.Error, Malformed) as error:
         raise DamagedImage(f"{name} is damaged or cut off.") from error
+
+
+def _read(upload: BinaryIO, name: str, limits: Limits) -> bytes:
+    size = upload.seek(0, os.SEEK_END)
+    if size > limits.bytes:
+        raise ImageTooLarge(f"{name} has {size:,} bytes; the limit is {limits.bytes:,} bytes.")
+    upload.seek(0)
+    return upload.read()
 
 
 @dataclass(frozen=True)
@@ -135,9 +176,12 @@ class _Kind:
     pixel_parts: Callable[[bytes], Iterator[bytes]]  # b"" for what is left behind.
     animated: bool = False
 
-    def open(self, data: bytes, **options: object) -> pyvips.Image:
+    def open(self, data: bytes | BinaryIO, **options: object) -> pyvips.Image:
         """Read the header. The loader is named, so that libvips never guesses one by itself."""
-        source = pyvips.Source.new_from_memory(data)
+        if isinstance(data, bytes):
+            source = pyvips.Source.new_from_memory(data)
+        else:
+            source = pyvips.Source.new_from_descriptor(data.fileno())
         image = pyvips.Operation.call(self.loader, source, **options)
         if self.extension == "avif" and image.get("heif-compression") != "av1":
             raise Malformed("claims to be AVIF and is not AV1-coded")
@@ -174,86 +218,61 @@ def _frames(image: pyvips.Image) -> int:
     return count
 
 
-def _keep_pixels(kind: _Kind, kept: bytes, header: pyvips.Image) -> Picture:
+def _keep_pixels(
+    kind: _Kind, kept: bytes, header: pyvips.Image, widths: Sequence[int], stop: Stop
+) -> Picture:
     # Turning reads pixels out of order; libvips then holds them, on disk when they are many.
     turned = header.get_typeof("orientation") and 2 <= header.get("orientation") <= 8
-    # The walk has caught what ends early. "warning" alone catches a JPEG that was cut and closed
-    # again, unless only its last 8 rows are missing.
-    options: dict[str, object] = {
-        "fail_on": "warning",
-        "access": "random" if turned else "sequential",
-    }
-    original = kind.open(kept, **options, **({"n": -1} if kind.animated else {})).copy()
+    original = _open_whole(kind, kept, access="random" if turned else "sequential")
     if _frames(original) != _frames(header):
         raise Malformed("frames are missing")
-    for field in ("orientation", "icc-profile-data"):
-        if header.get_typeof(field):
-            original.set_type(header.get_typeof(field), field, header.get(field))
-    image = _in_srgb(_upright(original) if turned else original)
+    stop.watch(original)
+    original = _as_told(original, header)
+    image = pixels.in_srgb(pixels.upright(original) if turned else original)
+    anew = image is not original or kind.extension == "avif"
     with ExitStack() as opened:
         file = opened.enter_context(tempfile.TemporaryFile())
-        if image is original and kind.extension != "avif":
-            image.avg()  # Decodes every row and keeps none.
-            file.write(kept)
+        if anew:
+            lossless = b"VP8L" in kept[:100]
+            pixels.encode(kind.extension, image, header, file, lossless=lossless)
         else:
-            _encode(kind, image, header, file, lossless=b"VP8L" in kept[:100])
+            file.write(kept)
         size = file.seek(0, os.SEEK_END)
+
+        def reopened(n: int) -> pyvips.Image:
+            again = _open_whole(kind, file if anew else kept, n=n, access="sequential")
+            stop.watch(again)
+            return again
+
+        width, height = _canvas(image, kept)
+        doubted = (width, height) != (image.width, image.get_page_height())
+        drawing = draw(reopened, () if doubted else widths, stop)
         file.seek(0)
         opened.pop_all()
-        return Picture(file, kind.extension, kind.content_type, *_canvas(image, kept), size)
+    look = (drawing.variants, drawing.color, drawing.placeholder)
+    return Picture(file, kind.extension, kind.content_type, width, height, size, *look)
 
 
-def _encode(
-    kind: _Kind, image: pyvips.Image, header: pyvips.Image, file: BinaryIO, *, lossless: bool
-) -> None:
-    """Encode pixels anew: without loss where the format is lossless, else with little (> 40 dB)."""
-    target = pyvips.Target.new_to_descriptor(file.fileno())
-    options: dict[str, object] = {"keep": "none"}
-    match kind.extension:
-        case "jpg":
-            halved = header.get("jpeg-chroma-subsample") == "4:2:0"
-            chroma = "on" if halved else "off"
-            image.jpegsave_target(target, Q=95, subsample_mode=chroma, **options)
-        case "png":
-            image.pngsave_target(target, **options)
-        case "webp":
-            options |= {"lossless": lossless, "exact": True}
-            image.webpsave_target(target, Q=95, effort=2, **options)
-        case "avif":
-            # Any effort above 0 takes at least twice the time for a quarter of the bytes.
-            options |= {"compression": "av1", "Q": 80, "effort": 0}
-            image.heifsave_target(target, bitdepth=header.get("bits-per-sample"), **options)
+def _as_told(image: pyvips.Image, header: pyvips.Image) -> pyvips.Image:
+    """The kept pixels, with what the upload said of their turn and their colours."""
+    image = image.copy()
+    for field in ("orientation", "icc-profile-data"):
+        if header.get_typeof(field):
+            image.set_type(header.get_typeof(field), field, header.get(field))
+    return image
 
 
-def _upright(image: pyvips.Image) -> pyvips.Image:
-    """Turn each frame by EXIF's orientation."""
-    first, *others = [page.autorot() for page in image.pagesplit()]
-    return first.pagejoin(others) if others else first
-
-
-def _in_srgb(image: pyvips.Image) -> pyvips.Image:
-    """Bring other colour spaces to sRGB; what is sRGB by its profile comes back as it is."""
-    depth = 16 if image.format == "ushort" else 8
-    if image.interpretation == "cmyk":
-        return image.icc_transform("srgb", embedded=True, input_profile="cmyk", depth=depth)
-    if not image.get_typeof("icc-profile-data"):
-        return image
-    noise = [pyvips.Image.gaussnoise(32, 32, mean=128, sigma=64, seed=band) for band in range(3)]
-    sample = noise[0].bandjoin(noise[1:]) if image.bands > 2 else noise[0]
-    sample = sample.cast("uchar").copy(interpretation="srgb" if image.bands > 2 else "b-w")
-    profile = image.get("icc-profile-data")
-    sample.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
-    try:
-        if (sample.icc_transform("srgb", embedded=True) - sample).abs().max() <= 3:
-            return image
-        return image.icc_transform("srgb", embedded=True, depth=depth)
-    except pyvips.Error:
-        return image  # A broken profile, or one for other images: browsers ignore it too.
+def _open_whole(kind: _Kind, data: bytes | BinaryIO, *, access: str, n: int = -1) -> pyvips.Image:
+    """Open for reading rows that are all there, in `n` frames (-1 for all)."""
+    # The walk has caught what ends early. "warning" alone catches a JPEG that was cut and closed
+    # again, unless only its last 8 rows are missing.
+    frames = {"n": n} if kind.animated else {}
+    return kind.open(data, fail_on="warning", access=access, **frames)
 
 
 def _close(job: Future[Picture]) -> None:
     if not job.cancelled() and job.exception() is None:
-        job.result().file.close()
+        job.result().close()
 
 
 def _printable(name: str) -> str:

@@ -37,11 +37,35 @@ async def test_an_email_address_is_one_account_whatever_its_case(client):
 
 
 @pytest.mark.parametrize(
+    "address",
+    [
+        " spaces@example.com ",
+        "cafe\u0301@example.com",
+        "x@xn--exmple-cua.com",
+        "z@example\u3002com",
+        "Ｆｕｌｌ@example.com",
+    ],
+)
+async def test_who_signed_up_can_log_in_with_the_very_address_they_typed(client, address):
+    signed_up = await client.post("/api/auth/signup", json=ACCOUNT | {"email": address})
+    logged_in = await client.post("/api/auth/login", json={"email": address, "password": PASSWORD})
+
+    assert (signed_up.status_code, logged_in.status_code) == (200, 200)
+
+
+async def test_domains_that_differ_are_different_accounts(client):
+    for address in ("a@fass.de", "a@faß.de"):
+        signed_up = await client.post("/api/auth/signup", json=ACCOUNT | {"email": address})
+        assert signed_up.status_code == 200
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("email", "not an address"),
         ("email", "ada@localhost"),
         ("email", "a@b@example.com"),
+        ("email", "Ada <ada@example.com>"),
         ("password", "short"),
         ("password", "x" * 129),
         ("nickname", "   "),

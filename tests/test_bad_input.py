@@ -125,7 +125,7 @@ FORMS: dict[str, tuple[str, bytes, int]] = {
     "U+0000": (MULTIPART, _multipart(_part(b"title", b"\0"), TEXTS[1]), 422),
     "text without end": (MULTIPART, _multipart(TEXTS[0], _part(b"content", b"x" * 600_000)), 400),
     "text too long": (MULTIPART, _multipart(TEXTS[0], _part(b"content", b"x" * 100_001)), 422),
-    "an unknown charset": (MULTIPART + "; charset=none", _multipart(TEXTS[0]), 422),
+    "an unknown charset": (MULTIPART + "; charset=none", _multipart(TEXTS[0]), 415),
     "no field that it should have": ("application/x-www-form-urlencoded", b"=&&;%%%=%", 422),
     "a form of odd bytes": ("application/x-www-form-urlencoded", b"title=%ff&content=\xff%00", 422),
     "JSON": ("application/json", b'{"title": "T", "content": "C"}', 415),
@@ -349,3 +349,28 @@ async def test_a_body_too_large_refuses_also_what_reads_no_body(client, make_use
     _problem(await client.delete(f"/api/feed/delete/{feed['id']}", headers=headers), 413)
 
     assert (await client.get(f"/api/feed/read/{feed['id']}")).status_code == 200
+
+
+@pytest.mark.parametrize("charset", ["punycode", "utf-7", "idna", "nonsense"])
+async def test_a_form_in_a_codec_of_the_clients_choice_is_refused(client, make_user, charset):
+    body = '--x\r\nContent-Disposition: form-data; name="title"\r\n\r\nT\r\n--x--\r\n'
+
+    refused = await client.post(
+        "/api/feed/create",
+        content=body,
+        headers=bearer(await make_user())
+        | {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"},
+    )
+
+    assert refused.status_code == 415
+
+
+async def test_an_urlencoded_form_is_bounded(client, make_user):
+    refused = await client.post(
+        "/api/feed/create",
+        content=b"&" * (2 * 1024 * 1024),
+        headers=bearer(await make_user()) | {"Content-Type": "application/x-www-form-urlencoded"},
+    )
+
+    assert refused.status_code == 413
+    assert refused.headers["content-type"] == "application/problem+json"

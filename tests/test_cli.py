@@ -199,6 +199,29 @@ def test_several_workers_serve_one_board_and_stop_together(external):
     assert not (external.folder / "data").exists()
 
 
+def test_workers_whose_parent_was_killed_do_not_keep_the_port(external):
+    external.environment["WORKERS"] = "2"
+    external.start()
+    workers = psutil.Process(external.process.pid).children(recursive=True)
+    external.process.kill()
+    external.process.wait()
+
+    assert psutil.wait_procs(workers, timeout=5)[1] == []
+    external.start()
+    assert external.stop() == 0
+
+
+def test_headers_without_end_are_cut_off(external):
+    external.start()
+    with socket.create_connection(("127.0.0.1", external.port)) as connection:
+        connection.settimeout(10)
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nX-A: " + b"a" * 1_000_000)
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(100).startswith(b"HTTP/1.1 400")
+    assert httpx.get(f"{external.url}/healthz", headers={"X-A": "a" * 30_000}).status_code == 200
+
+
 def test_a_request_in_flight_is_answered_before_the_service_stops(external):
     external.start()
     with socket.create_connection(("127.0.0.1", external.port)) as connection:

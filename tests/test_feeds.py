@@ -43,6 +43,7 @@ async def test_a_post_is_shown_as_it_was_written(client, make_user, stored_keys)
         "author_email",
         "author_nickname",
         "image_urls",
+        "images",
         "create_dt",
         "update_dt",
     }

@@ -4,9 +4,10 @@ The storage tests run on moto's server (or the given store) and once more on Sea
 """
 
 import asyncio
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import pytest
+import pyvips
 from botocore.exceptions import ClientError, EndpointConnectionError
 from sqlalchemy import func, select, update
 
@@ -14,10 +15,10 @@ from config.s3 import open_s3, require_bucket
 from config.settings import SettingsError
 from models.base import NOW
 from models.image import Image, ImageState
-from services import feeds
-from services import images as ledger
-from services.images import SETTLED
-from tests.conftest import bearer, client_of, files, make_settings
+from services import feeds, ledger
+from services import store as store_module
+from services.ledger import SETTLED
+from tests.conftest import bearer, client_of, files, make_settings, user_maker
 from tests.pictures import annotated_png, camera_jpeg
 
 PNG = annotated_png()
@@ -272,6 +273,10 @@ async def test_an_upload_that_no_feed_took_is_collected_when_its_time_has_come(a
     async with db.begin():
         db.add(pending(author["id"], reap_dt=NOW))
 
+    # First it is condemned: its PUT may be under way still.
+    assert await ledger.reap(db, app.state.images) == 0
+    assert await states(db) == {ImageState.CONDEMNED: 1}
+    await grow_older(db)
     assert await ledger.reap(db, app.state.images) == 1
     assert await states(db) == {}
 
@@ -283,7 +288,7 @@ async def test_the_service_collects_by_itself(live_app, live_client, monkeypatch
     author = (await live_client.post("/api/auth/signup", json=account)).json()
     async with live_app.state.sessions() as db:
         async with db.begin():
-            db.add(pending(author["id"], reap_dt=NOW))
+            db.add(pending(author["id"], reap_dt=NOW, state=ImageState.CONDEMNED))
         reaper = asyncio.create_task(ledger.reap_forever(live_app.state.sessions, images))
         async with asyncio.timeout(10):
             while await states(db):
@@ -300,10 +305,76 @@ async def test_an_unreachable_store_is_said_when_an_image_is_loaded(make_app):
     assert unread.json()["type"] == "/problems/storage-unavailable"
 
 
-def pending(owner_id, *, reap_dt):
+@pytest.fixture
+async def mute():
+    """The URL of a store that takes every connection, reads what comes, and never answers."""
+
+    async def read_on(reader, writer):
+        with suppress(ConnectionError), closing(writer):
+            while await reader.read(65536):
+                pass
+
+    async with await asyncio.start_server(read_on, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_store_that_never_answers_costs_a_bounded_time_and_blocks_nobody(
+    make_app, make_user, mute, monkeypatch
+):
+    author = await make_user()
+    for patience in ("PUT_PATIENCE", "READ_PATIENCE", "DELETE_PATIENCE"):
+        monkeypatch.setattr(store_module, patience, 0.3)
+    app = await make_app(s3_endpoint_url=mute)
+    async with client_of(app) as client, asyncio.timeout(10):
+        for _ in range(2):
+            refused = await client.post(
+                "/api/feed/create",
+                data={"title": "T", "content": "C"},
+                files=files("images", *[PNG] * 9),
+                headers=bearer(author),
+            )
+            assert refused.status_code == 503
+        unread = await client.get("/images/abcdefghijklmnopqrstuv.png")
+        posted = await client.post(
+            "/api/feed/create", data={"title": "T", "content": "C"}, headers=bearer(author)
+        )
+
+    assert unread.status_code == 503
+    assert posted.status_code == 200
+    images = app.state.images
+    assert not any(turns.locked() for turns in (images._puts, images._deletes, images._reads))
+
+
+async def test_a_reader_who_goes_away_leaves_its_turn_to_others(live_app, live_client, live_server):
+    author = await user_maker(live_client)()
+    big = pyvips.Image.gaussnoise(1800, 1200, mean=128, sigma=60).cast("uchar")
+    posted = await live_client.post(
+        "/api/feed/create",
+        data={"title": "T", "content": "C"},
+        files=files("images", big.pngsave_buffer()),
+        headers=bearer(author),
+    )
+    path = posted.json()["image_urls"][0].removeprefix("http://localhost:8000")
+    turns = live_app.state.images._reads
+    free = turns._value
+    writers = []
+    for _ in range(5):
+        reader, writer = await asyncio.open_connection("127.0.0.1", live_server)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert (await reader.read(15)).startswith(b"HTTP/1.1 200")
+        writers.append(writer)
+    for writer in writers:
+        writer.transport.abort()
+
+    async with asyncio.timeout(10):
+        while turns._value < free:
+            await asyncio.sleep(0.01)
+
+
+def pending(owner_id, *, reap_dt, state=ImageState.PENDING):
     return Image(
         key=f"images/{id(reap_dt)}.png",
-        state=ImageState.PENDING,
+        state=state,
         owner_id=owner_id,
         content_type="image/png",
         bytes=1,

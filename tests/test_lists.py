@@ -156,5 +156,5 @@ async def test_a_page_costs_the_same_statements_for_one_feed_and_for_fifty(
         page = await client.get("/api/feed/list?limit=50")
 
     assert sum(len(feed["image_urls"]) for feed in page.json()) == 49
-    assert len([s for s in for_one if s.startswith("SELECT")]) == 1
+    assert len([s for s in for_one if s.startswith("SELECT")]) == 2
     assert len(for_fifty) == len(for_one)

@@ -5,9 +5,9 @@ import random
 import struct
 import time
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import closing, suppress
 from io import BytesIO
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 import pytest_asyncio
@@ -19,11 +19,12 @@ from services.pictures import Cleaner, Limits, Picture
 from tests import pictures as make
 
 LIMITS = Limits(bytes=10 * 2**20, pixels=50_000_000)
+# Most pictures here are 96 x 64 or 48 x 32 pixels: a variant is drawn of each.
+WIDTHS = (20, 40)
 
 
 def cleaned(data: bytes, name: str = "photo.jpg", limits: Limits = LIMITS) -> tuple[bytes, Picture]:
-    picture = pictures.clean(BytesIO(data), name, limits)
-    with picture.file:
+    with closing(pictures.clean(BytesIO(data), name, limits, WIDTHS)) as picture:
         kept = picture.file.read()
     assert picture.bytes == len(kept)
     return kept, picture
@@ -329,7 +330,7 @@ def test_garbled_files_are_refused_and_nothing_worse() -> None:
 
 @pytest_asyncio.fixture
 async def cleaner() -> AsyncGenerator[Cleaner]:
-    async with pictures.open_cleaner(LIMITS, workers=2) as opened:
+    async with pictures.open_cleaner(LIMITS, workers=2, widths=WIDTHS) as opened:
         yield opened
 
 
@@ -344,13 +345,17 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Picture]:
     seen: list[Picture] = []
     clean = pictures.clean
 
-    def watched(upload: BinaryIO, name: str, limits: Limits) -> Picture:
-        picture = clean(upload, name, limits)
+    def watched(*job: Any) -> Picture:
+        picture = clean(*job)
         seen.append(picture)
         return picture
 
     monkeypatch.setattr(pictures, "clean", watched)
     return seen
+
+
+def files(picture: Picture) -> list[BinaryIO]:
+    return [picture.file, *(variant.file for variant in picture.variants)]
 
 
 async def test_pictures_come_in_the_order_of_their_uploads_and_are_closed_after(
@@ -360,10 +365,10 @@ async def test_pictures_come_in_the_order_of_their_uploads_and_are_closed_after(
 
     async with cleaner.cleaned(uploads(*names)) as lent:
         assert [picture.extension for picture in lent] == ["jpg", "png", "gif", "webp", "avif"] * 2
-        assert all(picture.file.read() for picture in lent)
+        assert all(file.read() for picture in lent for file in files(picture))
 
     assert len(made) == 10
-    assert all(picture.file.closed for picture in made)
+    assert all(file.closed for picture in made for file in files(picture))
 
 
 async def test_the_first_refusal_is_raised_and_every_file_closed(
@@ -377,7 +382,7 @@ async def test_the_first_refusal_is_raised_and_every_file_closed(
 
     await all_workers_idle(cleaner)
     assert made
-    assert all(picture.file.closed for picture in made)
+    assert all(file.closed for picture in made for file in files(picture))
 
 
 @pytest.mark.parametrize("after", [0, 0.003, 0.03])
@@ -390,7 +395,7 @@ async def test_a_client_that_goes_away_leaves_no_file_open(
 
     await all_workers_idle(cleaner)
     assert len(made) < 20
-    assert all(picture.file.closed for picture in made)
+    assert all(file.closed for picture in made for file in files(picture))
 
 
 async def test_no_more_files_are_cleaned_at_once_than_there_are_workers(
@@ -398,13 +403,13 @@ async def test_no_more_files_are_cleaned_at_once_than_there_are_workers(
 ) -> None:
     clean, running, most = pictures.clean, 0, 0
 
-    def counted(upload: BinaryIO, name: str, limits: Limits) -> Picture:
+    def counted(*job: Any) -> Picture:
         nonlocal running, most
         running += 1
         most = max(most, running)
         time.sleep(0.002)
         try:
-            return clean(upload, name, limits)
+            return clean(*job)
         finally:
             running -= 1
 

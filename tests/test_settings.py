@@ -46,6 +46,7 @@ def test_the_environment_wins_over_the_env_file(monkeypatch, tmp_path):
         ("postgresql://u:p@h:5433/n", "postgresql+asyncpg://u:p@h:5433/n"),
         ("postgres://u@h/n", "postgresql+asyncpg://u@h/n"),
         ("postgresql+asyncpg://u:p%40@h/n", "postgresql+asyncpg://u:p%40@h/n"),
+        ("postgresql://u@h/n?sslmode=require", "postgresql+asyncpg://u@h/n?ssl=require"),
         ("postgresql://u@/n?host=/run/pg", "postgresql+asyncpg://u@/n?host=%2Frun%2Fpg"),
     ],
 )

@@ -110,7 +110,9 @@ async def page(browser: Browser, service: str) -> AsyncIterator[Page]:
         await page.goto(f"{service}/docs")
         yield page
     assert [url for url in requested if not url.startswith((f"{service}/", "blob:"))] == []
-    assert errors == []
+    # An image may do nothing (its Content-Security-Policy), so the browser's viewer of images,
+    # opened on one, may not style itself.
+    assert [error for error in errors if not error.startswith("Applying inline style")] == []
 
 
 @pytest.fixture

@@ -1,0 +1,146 @@
+"""The bucket: what puts, gives and deletes objects; which ones there are is the ledger's to say."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from botocore.exceptions import ClientError
+
+from config.s3 import MAX_CONNECTIONS, S3Client, S3Error, StreamingBody
+from config.settings import Settings
+from services.errors import ImageNotFound, RangeNotSatisfiable, StorageUnavailable
+from services.pictures import Cleaner, Picture
+from services.variants import Variant
+
+log = structlog.get_logger()
+
+PREFIX = "images/"
+_NAME = re.compile(r"[A-Za-z0-9_-]{16,64}\.[a-z0-9]{3,5}")
+CACHE_CONTROL = "public, max-age=31536000, immutable"
+CHUNK = 64 * 1024
+# Seconds, waiting for one's turn included. botocore waits without end for a store that takes a
+# connection and says nothing ("Expect: 100-continue"), so that each call gets its end here. That of
+# a PUT is before the ledger forgets its row (`ledger.SETTLED`), and before the shortest grace.
+PUT_PATIENCE = 45.0
+READ_PATIENCE = 10.0
+DELETE_PATIENCE = 5.0
+
+
+@dataclass
+class StoredImage:
+    """An object on its way out: status and headers for the client, and its bytes, if wanted."""
+
+    status: int
+    headers: dict[str, str]
+    body: StreamingBody | None
+    turn: asyncio.Semaphore | None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        if self.body is not None:
+            async for chunk in self.body.iter_chunks(CHUNK):
+                yield chunk
+
+    def close(self) -> None:
+        """Give the connection to S3 back, and the turn to the next reader; once is enough."""
+        if self.body is not None:
+            self.body.close()
+        if self.turn is not None:
+            self.turn.release()
+            self.turn = None
+
+
+class ImageStore:
+    """The bucket: puts, gives and deletes objects, a bounded number at a time."""
+
+    def __init__(self, s3: S3Client, cleaner: Cleaner, settings: Settings) -> None:
+        self._s3 = s3
+        self._bucket = settings.s3_bucket or ""
+        self._base_url = settings.s3_public_url or settings.base_url
+        self._puts = asyncio.Semaphore(8)
+        self._deletes = asyncio.Semaphore(8)
+        # Fewer than the client has connections: slow readers leave some to everybody else.
+        self._reads = asyncio.Semaphore(MAX_CONNECTIONS // 2)
+        self.cleaner = cleaner
+        self.max_images = settings.max_images
+        self.grace = timedelta(seconds=settings.image_grace)
+
+    def url(self, key: str) -> str:
+        """Where clients load an object; the database keeps keys, so that this may change."""
+        return f"{self._base_url}/{key}"
+
+    async def put(self, key: str, picture: Picture | Variant) -> None:
+        """Write one object; raises StorageUnavailable."""
+        try:
+            async with asyncio.timeout(PUT_PATIENCE), self._puts:
+                await self._s3.put_object(
+                    Bucket=self._bucket,
+                    Key=key,
+                    Body=await asyncio.to_thread(picture.file.read),
+                    ContentType=picture.content_type,
+                    CacheControl=CACHE_CONTROL,
+                )
+        except S3Error as error:
+            log.error("an image could not be stored", key=key, error=repr(error))
+            raise StorageUnavailable from error
+
+    async def delete(self, key: str) -> bool:
+        """Delete one object; False, and a line in the log, when S3 does not confirm it."""
+        try:
+            async with asyncio.timeout(DELETE_PATIENCE), self._deletes:
+                await self._s3.delete_object(Bucket=self._bucket, Key=key)
+        except S3Error as error:
+            log.warning("an image could not be deleted yet", key=key, error=repr(error))
+            return False
+        return True
+
+    async def read(self, name: str, *, with_body: bool, **conditions: Any) -> StoredImage:
+        """Open an object for streaming; `conditions` are S3's `Range` and `IfNoneMatch`.
+
+        It is to be closed, and until then counts as one of those that are read at a time.
+
+        Raises ImageNotFound, RangeNotSatisfiable and StorageUnavailable.
+        """
+        if not _NAME.fullmatch(name):
+            raise ImageNotFound  # not one of ours, so the store is not asked
+        ask: Any = self._s3.get_object if with_body else self._s3.head_object
+        try:
+            async with asyncio.timeout(READ_PATIENCE):
+                await self._reads.acquire()
+                try:
+                    found = await ask(Bucket=self._bucket, Key=PREFIX + name, **conditions)
+                except BaseException:
+                    self._reads.release()
+                    raise
+        except ClientError as error:
+            answer = error.response.get("ResponseMetadata", {})
+            match answer.get("HTTPStatusCode"):
+                case 304:
+                    etag = answer["HTTPHeaders"].get("etag", conditions["IfNoneMatch"])
+                    return StoredImage(304, {"etag": etag}, None, None)
+                case 404:
+                    raise ImageNotFound from None
+                case 416:
+                    raise RangeNotSatisfiable from None
+            raise StorageUnavailable(_UNREADABLE) from error
+        except S3Error as error:
+            raise StorageUnavailable(_UNREADABLE) from error
+        headers = {
+            "content-type": found["ContentType"],
+            "content-length": str(found["ContentLength"]),
+            "etag": found["ETag"],
+        }
+        if "ContentRange" in found:
+            headers["content-range"] = found["ContentRange"]
+        status = found["ResponseMetadata"]["HTTPStatusCode"]
+        return StoredImage(status, headers, found.get("Body"), self._reads)
+
+    async def head(self) -> None:
+        """Ask for the bucket; raises one of `S3Error` when it cannot be reached."""
+        await self._s3.head_bucket(Bucket=self._bucket)
+
+
+_UNREADABLE = "The image store cannot be reached. Try again shortly."
