@@ -37,6 +37,7 @@ crashes: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.start
+	$(BIN)/python -m bench.pictures
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -115,7 +115,7 @@ async def open_capabilities(settings: Settings) -> AsyncGenerator[Capabilities]:
     async with (
         open_engine(settings) as engine,
         open_s3(settings) as s3,
-        open_cleaner(limits, workers=settings.image_workers) as cleaner,
+        open_cleaner(limits, workers=settings.image_workers, widths=settings.widths) as cleaner,
     ):
         yield Capabilities(
             sessions=session_factory(engine),

@@ -76,6 +76,11 @@ class Settings(BaseSettings):
         50_000_000, ge=1, le=1_000_000_000, description="Largest image taken, in pixels."
     )
     max_images: int = Field(10, ge=0, le=100, description="Images that a feed may have.")
+    image_widths: str = Field(
+        "320,960,1920",
+        pattern=r"^[0-9]+(,[0-9]+)*$",
+        description="Widths, in pixels, in which smaller copies of an image are made, by commas.",
+    )
     image_workers: int = Field(
         2, ge=1, le=64, description="Images that a process checks and cleans at the same time."
     )
@@ -132,6 +137,11 @@ class Settings(BaseSettings):
         if value is not None and len(value.get_secret_value().encode()) < 32:
             raise ValueError("it must be at least 32 characters long (try: openssl rand -hex 32)")
         return value
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths of variants in pixels, narrowest first; 0 is none."""
+        return tuple(sorted({int(width) for width in self.image_widths.split(",")} - {0}))
 
     @property
     def base_url(self) -> str:

@@ -69,6 +69,7 @@ FAULTS = {
     "S3_ACCESS_KEY": [{"S3_BUCKET": "b", "S3_SECRET_KEY": "k"}],
     "S3_BUCKET": [{"S3_ENDPOINT_URL": "http://localhost:9000"}],
     "MAX_IMAGE_BYTES": [{"MAX_IMAGE_BYTES": "10 MB"}],
+    "IMAGE_WIDTHS": [{"IMAGE_WIDTHS": "320;960"}, {"IMAGE_WIDTHS": "wide"}],
     "LOG_LEVEL": [{"LOG_LEVEL": "loud"}],
 }
 
@@ -81,6 +82,11 @@ def test_a_missing_or_malformed_setting_stops_the_start_and_is_named(
 ):
     with pytest.raises(SettingsError, match=rf"^{name}\b.*\.$"):
         load(monkeypatch, tmp_path, **environment)
+
+
+def test_widths_of_variants_are_numbers_by_commas_and_0_is_none():
+    assert make_settings(image_widths="960,320,320").widths == (320, 960)
+    assert make_settings(image_widths="0").widths == ()
 
 
 def test_a_secret_is_never_repeated_in_what_is_said():
