@@ -442,13 +442,14 @@ async def test_reaping_by_hand_goes_on_until_nothing_is_due(own):
         board = Board(own, None, db, s3, author)
         await board.add_row("images/later.png", due_in=DAY)
         await board.put("images/later.png")
-        await board.add_row("images/due.png")
+        await board.add_row("images/due.png", ImageState.CONDEMNED)
         await board.put("images/due.png")
 
         down = await fsck_command(own, "reap", S3_ENDPOINT_URL="http://127.0.0.1:1")
         async with db.begin():
             await db.execute(text(_MANY_ROWS), {"number": 150, "id": author["id"]})
-            await db.execute(update(Image).values(reap_dt=Image.reap_dt - timedelta(hours=1)))
+            earlier = Image.reap_dt - timedelta(hours=1)
+            await db.execute(update(Image).values(state=ImageState.CONDEMNED, reap_dt=earlier))
         done = await fsck_command(own, "reap")
         again = await fsck_command(own, "reap")
 
