@@ -299,16 +299,11 @@ def _pending(store: ImageStore, owner: User, picture: Picture | Variant, **value
 
 
 async def _put_all(store: ImageStore, stored: Sequence[Stored]) -> None:
-    failed = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            for row, picture in stored:
-                group.create_task(store.put(row.key, picture))
-    except* StorageUnavailable as failures:
-        failed = failures.exceptions[0]
-    # Raised out here: in there, Python before 3.11.4 would make a group of it again.
-    if failed is not None:
-        raise failed
+    # All are waited for, also when one has failed: what is taken back must not be on its way still.
+    puts = (store.put(row.key, picture) for row, picture in stored)
+    for outcome in await asyncio.gather(*puts, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 async def _abandon(db: AsyncSession, store: ImageStore, keys: Sequence[str]) -> None:
