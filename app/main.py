@@ -28,9 +28,9 @@ from config.settings import Settings, SettingsError
 from models.problem import Problem
 from routers import auth, feeds, health, images
 from routers import problems as problem_pages
-from services.ledger import reap_forever
 from services.passwords import Passwords
 from services.pictures import Limits, open_cleaner
+from services.reaper import reap_forever
 from services.store import ImageStore
 from services.tokens import Tokens
 
@@ -194,6 +194,10 @@ def _add_docs(app: FastAPI) -> None:
         return RedirectResponse(request.scope.get("root_path", "").rstrip("/") + "/docs")
 
 
+# Lists that are as long as a feed's images at most.
+_OF_IMAGES = {"images", "new_images", "image_ids", "target_image_urls", "alt"}
+
+
 def _openapi(app: FastAPI, generate: Any) -> dict[str, Any]:
     """FastAPI's document, with the shape that all problems share, and what the settings limit."""
     if app.openapi_schema is None:
@@ -202,7 +206,11 @@ def _openapi(app: FastAPI, generate: Any) -> dict[str, Any]:
         schemas |= problem.pop("$defs") | {"Problem": problem}
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
+        settings: Settings = app.state.settings
         for shape in schemas.values():
-            for field in {"images", "new_images"} & shape.get("properties", {}).keys():
-                shape["properties"][field]["maxItems"] = app.state.settings.max_images
+            properties = shape.get("properties", {})
+            for field in _OF_IMAGES & properties.keys():
+                if properties[field].get("type") == "array":
+                    properties[field]["maxItems"] = settings.max_images
+        schemas["ImagePresign"]["properties"]["bytes"]["maximum"] = settings.max_image_bytes
     return app.openapi_schema or {}

@@ -19,8 +19,9 @@ from app.parts import open_parts
 from config.s3 import S3Error, open_s3
 from config.settings import Settings, SettingsError
 from services import fsck as checking
-from services import ledger
-from services.fsck import Bucket, Finding, Kind, Tally
+from services.bucket import Bucket
+from services.fsck import Finding, Kind, Tally
+from services.reaper import reap as reap_batch
 from services.store import ImageStore
 
 out = Console(highlight=False, soft_wrap=True)
@@ -63,11 +64,11 @@ async def reap(settings: Settings) -> None:
     """Collect round after round; raises typer.Exit(1) when a deletion was not confirmed."""
     gone = left = 0
     async with _open(settings) as opened:
-        while keys := await ledger.claim(opened.db):
-            collected = await ledger.discard(opened.db, opened.images, keys)
-            gone, left = gone + collected, left + len(keys) - collected
+        while True:
+            collected, refused = await reap_batch(opened.db, opened.images)
+            gone, left = gone + collected, left + refused
             if not collected:
-                break  # the store is down
+                break  # all is collected, or the store is down
     out.print(f"{_many(gone, 'object is', 'objects are')} gone.")
     if left:
         err.print(

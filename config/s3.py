@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import aioboto3
 from aiobotocore.config import AioConfig
 from aiobotocore.response import StreamingBody
+from aiohttp import ClientPayloadError
 from botocore.exceptions import BotoCoreError, ClientError
 
 from config.settings import Settings, SettingsError
@@ -21,7 +22,8 @@ __all__ = ["MAX_CONNECTIONS", "S3Client", "S3Error", "StreamingBody", "open_s3",
 
 MAX_CONNECTIONS = 128
 # What a call to the store raises when the store is at fault, or is not there.
-S3Error = (BotoCoreError, ClientError, OSError)
+# An answer that breaks off halfway comes as aiohttp's own.
+S3Error = (BotoCoreError, ClientError, OSError, ClientPayloadError)
 
 
 @asynccontextmanager
@@ -39,6 +41,7 @@ async def open_s3(settings: Settings) -> AsyncGenerator[S3Client]:
         read_timeout=15,
         retries={"mode": "standard", "total_max_attempts": 2},
         max_pool_connections=MAX_CONNECTIONS,
+        signature_version="s3v4",  # also of forms, which botocore would sign as in 2010
         # Stores other than AWS know the path style, and seldom the newer trailing checksums.
         s3={"addressing_style": "path" if own else "auto"},
         request_checksum_calculation="when_required",

@@ -50,6 +50,16 @@ class Settings(BaseSettings):
         description="Where clients load images from (a CDN, a public bucket), before `/images/…`. "
         "Unset: the service streams them itself.",
     )
+    s3_key_prefix: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*)?$",
+        description="A folder in the bucket, such as `boards/one`, for one that is shared.",
+    )
+    s3_upload_url: Text | None = Field(
+        None,
+        description="The store as clients reach it, for direct uploads, where `S3_ENDPOINT_URL` is "
+        "an inner address.",
+    )
     public_url: Text | None = Field(
         None,
         validate_default=False,
@@ -90,6 +100,19 @@ class Settings(BaseSettings):
         le=7 * 86400,
         description="Seconds after which an upload that no feed took is deleted.",
     )
+    max_pending_images: int = Field(
+        100,
+        ge=1,
+        le=100_000,
+        description="Images that a user may have waiting for a feed, forms for direct uploads "
+        "included.",
+    )
+    max_user_bytes: int = Field(
+        10 * 1024 * MIB,
+        ge=1024,
+        le=2**60,
+        description="Bytes of images that a user may keep, smaller copies included.",
+    )
     password_workers: int = Field(
         1, ge=1, le=64, description="Passwords that a process hashes at the same time."
     )
@@ -121,7 +144,7 @@ class Settings(BaseSettings):
         url = url.set(drivername="postgresql+asyncpg", query=query)
         return url.render_as_string(hide_password=False)
 
-    @field_validator("s3_endpoint_url", "s3_public_url", "public_url")
+    @field_validator("s3_endpoint_url", "s3_public_url", "s3_upload_url", "public_url")
     @classmethod
     def _http_url(cls, value: str | None) -> str | None:
         if value is None:

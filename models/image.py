@@ -12,8 +12,12 @@ from models.base import NOW, Base, Identified, Shape, storable
 
 
 class ImageState(StrEnum):
-    """An object is written after its row is `pending`, and deleted after its row is `condemned`."""
+    """An object is written after its row is `pending`, and deleted after its row is `condemned`.
 
+    Under an `incoming` row a client may write one by itself, which nobody is shown.
+    """
+
+    INCOMING = "incoming"
     PENDING = "pending"
     ATTACHED = "attached"
     CONDEMNED = "condemned"
@@ -25,6 +29,8 @@ class Image(Identified, Base):
         CheckConstraint("(state = 'attached') = (feed_id IS NOT NULL)", name="attached_to_a_feed"),
         Index(None, "feed_id", "position"),
         Index(None, "reap_dt", postgresql_where="state <> 'attached'"),
+        # What a user keeps is summed up out of the index alone.
+        Index(None, "owner_id", postgresql_include=["bytes", "state"]),
     )
 
     # Sorted by bytes, as S3 lists its objects, so that both can be read side by side.
@@ -39,7 +45,7 @@ class Image(Identified, Base):
             values_callable=lambda states: [state.value for state in states],
         )
     )
-    owner_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
+    owner_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     feed_id: Mapped[int | None] = mapped_column(ForeignKey("feeds.id"))
     position: Mapped[int] = mapped_column(default=0)
     # A variant is a smaller copy; it lives and dies with its original, in rows of its own.
@@ -89,3 +95,28 @@ class OwnImageRead(ImageRead):
 
 class ImageUpdate(Shape):
     alt: Alt = Field(examples=["A bowl of bibimbap"])
+
+
+class ImageType(StrEnum):
+    """The content types of images that are taken."""
+
+    JPEG = "image/jpeg"
+    PNG = "image/png"
+    GIF = "image/gif"
+    WEBP = "image/webp"
+    AVIF = "image/avif"
+
+
+class ImagePresign(Shape):
+    type: ImageType = Field(description="As the form will have it.", examples=["image/jpeg"])
+    bytes: int = Field(ge=1, le=2**40, description="The file's size.", examples=[3_482_113])
+    alt: Alt = Field("", examples=["A bowl of bibimbap"])
+
+
+class PresignedUpload(Shape):
+    """A form for the browser to fill: each of `fields`, then the file as `file`."""
+
+    id: int = Field(description="Complete the upload under this id.", examples=[7])
+    url: str = Field(description="Post the form here.", examples=["https://bucket.s3.example.com/"])
+    fields: dict[str, str] = Field(description="Send them as they are, before the file.")
+    expires_dt: datetime = Field(description="The upload has to begin before.")

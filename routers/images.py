@@ -11,7 +11,14 @@ from starlette.types import Message as Message_
 from starlette.types import Receive, Scope, Send
 
 from models.base import CursorQuery, Message, Shape
-from models.image import Alt, ImageRead, ImageUpdate, OwnImageRead
+from models.image import (
+    Alt,
+    ImagePresign,
+    ImageRead,
+    ImageUpdate,
+    OwnImageRead,
+    PresignedUpload,
+)
 from routers.dependencies import (
     LINK,
     CurrentUser,
@@ -30,9 +37,12 @@ from services.errors import (
     DatabaseUnavailable,
     Forbidden,
     ImageNotFound,
+    ImageTooLarge,
     InvalidInput,
     MalformedBody,
     NotAuthenticated,
+    NothingUploaded,
+    QuotaExceeded,
     RangeNotSatisfiable,
     StorageUnavailable,
     UnsupportedMediaType,
@@ -162,6 +172,30 @@ async def upload_images(
 ) -> list[ImageRead]:
     """Store images now and post them later, by their ids (`image_ids`), within the grace."""
     return await service.upload(db, images, owner, uploads=named(form.images, form.alt))
+
+
+@api.post(
+    "/presign",
+    summary="Ask for a direct upload",
+    responses=refuses(
+        MalformedBody, ImageTooLarge, QuotaExceeded, UnsupportedMediaType, StorageUnavailable
+    ),
+)
+async def presign_image(
+    db: Db, images: Images, owner: CurrentUser, upload: ImagePresign
+) -> PresignedUpload:
+    """For a big file or a slow client: get a form, send the file to the store by it, `complete`."""
+    return await service.presign(db, images, owner, upload)
+
+
+@api.post(
+    "/{image_id:int}/complete",
+    summary="Complete a direct upload",
+    responses=UPLOADS | refuses(Forbidden, ImageNotFound, NothingUploaded),
+)
+async def complete_image(db: Db, images: Images, owner: CurrentUser, image_id: Id) -> ImageRead:
+    """Have the uploaded file checked, cleaned and kept, as any other; then post it by its id."""
+    return await service.complete(db, images, owner, image_id)
 
 
 @api.get("/mine", summary="List my images", responses={200: {"headers": {"Link": LINK}}})

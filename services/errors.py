@@ -116,6 +116,20 @@ class ImageTooLarge(Refusal):
     default = "The image is too large."
 
 
+class NothingUploaded(Refusal):
+    """An upload is to be completed of which there is no file, or not any more."""
+
+    status = HTTPStatus.CONFLICT
+    default = "No file has come yet; send it by the form that came with this id, then ask again."
+
+
+class QuotaExceeded(Refusal):
+    """The user keeps as many images, or bytes of images, as this instance lets a user keep."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    default = "You keep as many images as this instance lets you; delete some first."
+
+
 class RangeNotSatisfiable(Refusal):
     """The requested byte range lies outside the image."""
 

@@ -14,11 +14,12 @@ from models.user import User
 from services import ledger
 from services.cursors import Cursor, Page, keyset
 from services.errors import FeedNotFound, Forbidden, InvalidInput
+from services.images import of_feeds
 from services.ledger import Upload
 from services.store import ImageStore
 
 # Two statements show a feed or a page of them, however many images they have: this, and
-# `ledger.of_feeds`.
+# `images.of_feeds`.
 _SHOWN = select(
     Feed.id,
     Feed.title,
@@ -153,7 +154,7 @@ async def _shown(db: AsyncSession, images: ImageStore, feed_id: int) -> FeedRead
 async def _feeds(
     db: AsyncSession, images: ImageStore, rows: Sequence[Row[*tuple[Any, ...]]]
 ) -> list[FeedRead]:
-    shown = await ledger.of_feeds(db, images, [row.id for row in rows])
+    shown = await of_feeds(db, images, [row.id for row in rows])
     return [
         FeedRead(
             **row._mapping, image_urls=[image.url for image in shown[row.id]], images=shown[row.id]
@@ -239,6 +240,7 @@ async def _images(db: AsyncSession, feed_id: int) -> Sequence[Image]:
 
 
 def _named(images: ImageStore, shown: Sequence[Image], urls: Sequence[str]) -> list[Image]:
+    _check_count(images, len(urls), pointer="/target_image_urls")
     by_url = {images.url(image.key): image for image in shown}
     for url in urls:
         if url not in by_url:

@@ -10,22 +10,19 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import NamedTuple
 
 import structlog
-from botocore.exceptions import ClientError
 from sqlalchemy import String, bindparam, collate, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from config.s3 import S3Client, S3Error
-from config.settings import Settings
+from config.s3 import S3Error
 from models.base import NOW
 from models.image import Image, ImageState
+from services.bucket import Bucket, Listed, Object
 from services.ledger import SETTLED, discard
-from services.store import CACHE_CONTROL, PREFIX, ImageStore
+from services.store import ImageStore
 
 log = structlog.get_logger()
 
@@ -82,78 +79,16 @@ class _Row(NamedTuple):
     stale: bool
 
 
-class _Listed(NamedTuple):
-    key: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class _Object:
-    content_type: str
-    bytes: int
-    age: timedelta
-
-
-class Bucket:
-    """The objects of the ledger as S3 shows them; every call raises one of `S3Error`."""
-
-    def __init__(self, s3: S3Client, settings: Settings) -> None:
-        self._s3 = s3
-        self._name = settings.s3_bucket or ""
-
-    async def listing(self, advance: Callable[[int], object]) -> AsyncIterator[_Listed]:
-        """The objects in the order of their keys; `advance` hears how many each page brings."""
-        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._name, Prefix=PREFIX)
-        last, ordered = "", True
-        async for page in pages:
-            entries = page.get("Contents", [])
-            advance(len(entries))
-            for entry in entries:
-                if ordered and entry["Key"] < last:
-                    # Folders in SeaweedFS, directory buckets on AWS: slow, but no less right.
-                    log.warning("the store lists in an order of its own; this takes longer")
-                    ordered = False
-                last = entry["Key"]
-                yield _Listed(entry["Key"], entry["Size"])
-
-    async def look(self, key: str) -> _Object | None:
-        """What is under this key now."""
-        try:
-            head = await self._s3.head_object(Bucket=self._name, Key=key)
-        except ClientError as error:
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
-                return None
-            raise
-        # Both times are the store's: our own clock may differ from it.
-        date = head["ResponseMetadata"]["HTTPHeaders"].get("date")
-        now = parsedate_to_datetime(date) if date else datetime.now(UTC)
-        return _Object(head["ContentType"], head["ContentLength"], now - head["LastModified"])
-
-    async def retype(self, key: str, content_type: str) -> None:
-        """Give an object another content type: in S3 that is a copy of it onto itself."""
-        await self._s3.copy_object(
-            Bucket=self._name,
-            Key=key,
-            CopySource={"Bucket": self._name, "Key": key},
-            MetadataDirective="REPLACE",
-            ContentType=content_type,
-            CacheControl=CACHE_CONTROL,
-        )
-
-
 # S3 lists by the bytes of UTF-8, as "C" collates and as Python compares strings.
 _KEY = collate(Image.key, "C")
-_END = PREFIX[:-1] + chr(ord(PREFIX[-1]) + 1)
 # A deletion under way, too, has a row that is due and an object that is gone, but not for long.
 _STALE = (Image.state != ImageState.ATTACHED) & (Image.reap_dt < NOW - SETTLED)
 _ROW = select(
     Image.key, Image.state, Image.feed_id, Image.content_type, Image.bytes, _STALE.label("stale")
 )
-_NEXT_ROWS = (
-    _ROW.where(bindparam("after", type_=String) < _KEY, _KEY < _END).order_by(_KEY).limit(PAGE)
-)
+_NEXT_ROWS = _ROW.where(bindparam("after", type_=String) < _KEY).order_by(_KEY).limit(PAGE)
 _ROWS = _ROW.where(Image.key.in_(bindparam("keys", expanding=True)))
-_COUNT = select(func.count()).where(_KEY > PREFIX, _KEY < _END)
+_COUNT = select(func.count()).select_from(Image)
 
 
 async def count(db: AsyncSession) -> int:
@@ -205,7 +140,7 @@ async def mend(db: AsyncSession, images: ImageStore, bucket: Bucket, finding: Fi
 
 
 async def _rows(db: AsyncSession, tally: Tally) -> AsyncIterator[_Row]:
-    after = PREFIX
+    after = ""
     while True:
         # A transaction for each page: none is open while S3 is talked to.
         async with db.begin():
@@ -219,7 +154,7 @@ async def _rows(db: AsyncSession, tally: Tally) -> AsyncIterator[_Row]:
 
 
 async def _suspects(
-    rows: AsyncIterator[_Row], objects: AsyncIterator[_Listed], *, deep: bool
+    rows: AsyncIterator[_Row], objects: AsyncIterator[Listed], *, deep: bool
 ) -> AsyncIterator[str]:
     """Merge both sides; gives the keys that are on one side only, or differ."""
     row, found = await anext(rows, None), await anext(objects, None)
@@ -279,7 +214,7 @@ async def _rows_of(db: AsyncSession, keys: Sequence[str]) -> dict[str, _Row]:
         return {row.key: _Row(*row) for row in await db.execute(_ROWS, {"keys": keys})}
 
 
-def _judge(key: str, row: _Row | None, found: _Object | None) -> list[Finding]:
+def _judge(key: str, row: _Row | None, found: Object | None) -> list[Finding]:
     age = found.age.total_seconds() if found else None
     if row is None:
         return [Finding(Kind.ORPHAN, key, age=age)] if found else []

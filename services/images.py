@@ -2,18 +2,35 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import BigInteger, any_, bindparam, select
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from models.base import NOW, CursorQuery
 from models.feed import Feed, SortBy
-from models.image import Image, ImageRead, ImageState, OwnImageRead
+from models.image import (
+    Image,
+    ImagePresign,
+    ImageRead,
+    ImageState,
+    OwnImageRead,
+    PresignedUpload,
+    VariantRead,
+)
 from models.user import User
-from services import ledger
+from services import ledger, quotas
 from services.cursors import Cursor, Page, keyset
-from services.errors import Forbidden, ImageNotFound, InvalidInput
+from services.errors import (
+    DamagedImage,
+    Forbidden,
+    ImageNotFound,
+    ImageTooLarge,
+    InvalidInput,
+    NothingUploaded,
+    UnsupportedImage,
+)
 from services.ledger import Upload
-from services.store import ImageStore
+from services.store import LINGER, ImageStore
 
 
 async def upload(
@@ -28,8 +45,58 @@ async def upload(
             f"At most {store.max_images} images are taken at once; these are {len(uploads)}.",
             pointer="/images",
         )
-    async with ledger.stored(db, store, owner, uploads) as rows, db.begin():
-        return ledger.read(store, await _with_variants(db, [row.id for row in rows]))
+    async with ledger.stored(db, store, owner, uploads, waiting=True) as rows, db.begin():
+        return read(store, await _with_variants(db, [row.id for row in rows]))
+
+
+async def presign(
+    db: AsyncSession, store: ImageStore, owner: User, upload: ImagePresign
+) -> PresignedUpload:
+    """Give out a form by which the owner puts one file into the bucket, and nothing else.
+
+    Raises ImageTooLarge, QuotaExceeded and StorageUnavailable.
+    """
+    if upload.bytes > store.max_bytes:
+        raise ImageTooLarge(
+            f"The file has {upload.bytes:,} bytes; the limit is {store.max_bytes:,} bytes.",
+            pointer="/bytes",
+        )
+    async with db.begin():
+        await quotas.require(db, store, owner, size=upload.bytes, pending=1)
+        row = await ledger.announce(
+            db, owner, content_type=upload.type, size=upload.bytes, alt=upload.alt
+        )
+    url, fields = await store.form(row.key, content_type=row.content_type, size=row.bytes)
+    return PresignedUpload(id=row.id, url=url, fields=fields, expires_dt=row.reap_dt - LINGER)
+
+
+async def complete(db: AsyncSession, store: ImageStore, owner: User, image_id: int) -> ImageRead:
+    """Make an image, still pending, of what was uploaded by a form; asked again, give it again.
+
+    An upload that is refused is deleted, and its id is gone. Raises ImageNotFound, Forbidden,
+    NothingUploaded, and what `ledger.stored` does.
+    """
+    async with db.begin():
+        row = await _own(db, owner, image_id, incoming=True)
+        if row.state is not ImageState.INCOMING:
+            return read(store, await _with_variants(db, [image_id]))[0]
+    try:
+        async with store.fetched(row.key) as file:
+            upload = Upload(file, "The file", row.alt)
+            async with (
+                ledger.stored(db, store, owner, [upload], freed=row.bytes) as (made,),
+                db.begin(),
+            ):
+                row = await _own(db, owner, image_id, incoming=True, lock=True)
+                if row.state is not ImageState.INCOMING:
+                    raise NothingUploaded(_TWICE)
+                raw = await ledger.adopt(db, store, row, made)
+                completed = read(store, await _with_variants(db, [image_id]))[0]
+    except (UnsupportedImage, ImageTooLarge, DamagedImage):
+        await _withdraw(db, store, image_id)
+        raise
+    await ledger.discard(db, store, [raw])
+    return completed
 
 
 async def describe(
@@ -40,7 +107,7 @@ async def describe(
         row = await _own(db, owner, image_id)
         row.alt = alt
         await db.flush()
-        return ledger.read(store, await _with_variants(db, [row.id]))[0]
+        return read(store, await _with_variants(db, [row.id]))[0]
 
 
 async def mine(
@@ -51,13 +118,13 @@ async def mine(
     own = select(Image).where(
         Image.owner_id == owner.id,
         Image.original_id.is_(None),
-        Image.state != ImageState.CONDEMNED,
+        Image.state.in_([ImageState.PENDING, ImageState.ATTACHED]),
     )
     statement = keyset(own, Image.create_dt, Image.id, cursor, descending=True)
     async with db.begin():
         rows = (await db.scalars(statement.limit(query.limit + 1))).all()
         found = {row.id: row for row in rows[: query.limit]}
-        shown = ledger.read(store, await _with_variants(db, list(found)))
+        shown = read(store, await _with_variants(db, list(found)))
     by_id = {image.id: image for image in shown}
     items = [
         OwnImageRead(**by_id[row.id].model_dump(), feed_id=row.feed_id, create_dt=row.create_dt)
@@ -72,21 +139,63 @@ async def mine(
 async def delete(db: AsyncSession, store: ImageStore, owner: User, image_id: int) -> None:
     """Delete an image, also from the feed that shows it; raises ImageNotFound and Forbidden."""
     async with db.begin():
-        row = await _own(db, owner, image_id)
+        row = await _own(db, owner, image_id, incoming=True)
         if row.feed_id is not None:
             # The feed's lock first, as whoever changes a feed takes them; then the image anew.
             feed = await db.get_one(Feed, row.feed_id, with_for_update=True)
             feed.update_dt = NOW
-        row = await _own(db, owner, image_id, lock=True)
+        row = await _own(db, owner, image_id, incoming=True, lock=True)
         keys = await ledger.condemn(db, [row])
     await ledger.discard(db, store, keys)
 
 
-async def _own(db: AsyncSession, owner: User, image_id: int, *, lock: bool = False) -> Image:
+async def of_feeds(
+    db: AsyncSession, store: ImageStore, feed_ids: Sequence[int]
+) -> dict[int, list[ImageRead]]:
+    """The images of some feeds as clients see them, by feed and in order; one statement."""
+    rows = (await db.scalars(_OF_FEEDS, {"feed_ids": list(feed_ids)})).all()
+    shown: dict[int, list[ImageRead]] = {feed_id: [] for feed_id in feed_ids}
+    feed_of = {row.id: row.feed_id for row in rows}
+    for image in read(store, rows):
+        shown[feed_of[image.id] or 0].append(image)
+    return shown
+
+
+def read(store: ImageStore, rows: Sequence[Image]) -> list[ImageRead]:
+    """Images as clients see them, out of rows in which an original comes before its variants."""
+    originals: dict[int, ImageRead] = {}
+    for row in rows:
+        if row.original_id is None:
+            originals[row.id] = _original(store, row)
+        elif row.original_id in originals:
+            originals[row.original_id].variants.append(_variant(store, row))
+    return list(originals.values())
+
+
+# An original comes before its variants, and those by their width.
+_OF_FEEDS = (
+    select(Image)
+    .where(Image.feed_id == any_(bindparam("feed_ids", type_=ARRAY(BigInteger))))
+    .order_by(Image.feed_id, Image.position, Image.original_id.nulls_first(), Image.width)
+    # Also rows that the session has seen before they were attached.
+    .execution_options(populate_existing=True)
+)
+
+
+async def _withdraw(db: AsyncSession, store: ImageStore, image_id: int) -> None:
+    """Delete an upload that is not to be completed, unless that was done meanwhile."""
+    incoming = select(Image).where(Image.id == image_id, Image.state == ImageState.INCOMING)
+    async with db.begin():
+        keys = await ledger.condemn(db, (await db.scalars(incoming.with_for_update())).all())
+    await ledger.discard(db, store, keys)
+
+
+async def _own(
+    db: AsyncSession, owner: User, image_id: int, *, incoming: bool = False, lock: bool = False
+) -> Image:
+    hidden = [ImageState.CONDEMNED] if incoming else [ImageState.CONDEMNED, ImageState.INCOMING]
     found = select(Image).where(
-        Image.id == image_id,
-        Image.original_id.is_(None),
-        Image.state != ImageState.CONDEMNED,
+        Image.id == image_id, Image.original_id.is_(None), Image.state.not_in(hidden)
     )
     if lock:
         found = found.with_for_update().execution_options(populate_existing=True)
@@ -101,4 +210,26 @@ async def _own(db: AsyncSession, owner: User, image_id: int, *, lock: bool = Fal
 async def _with_variants(db: AsyncSession, image_ids: Sequence[int]) -> Sequence[Image]:
     both = select(Image).where(Image.id.in_(image_ids) | Image.original_id.in_(image_ids))
     ordered = both.order_by(Image.original_id.nulls_first(), Image.id, Image.width)
-    return (await db.scalars(ordered)).all()
+    return (await db.scalars(ordered.execution_options(populate_existing=True))).all()
+
+
+def _original(store: ImageStore, row: Image) -> ImageRead:
+    return ImageRead(
+        id=row.id,
+        url=store.url(row.key),
+        width=row.width,
+        height=row.height,
+        alt=row.alt,
+        placeholder=row.placeholder,
+        color=row.color,
+        variants=[],
+    )
+
+
+def _variant(store: ImageStore, row: Image) -> VariantRead:
+    return VariantRead(
+        url=store.url(row.key), width=row.width, height=row.height, type=row.content_type
+    )
+
+
+_TWICE = "Another request has completed this upload meanwhile; ask once more for its image."

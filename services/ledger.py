@@ -2,10 +2,12 @@
 
 A row is written (`pending`) before its object, becomes `attached` in the transaction of the feed
 that shows it, `condemned` in the one that forgets it, and goes only after the object is gone. So
-whatever dies, no feed names an object that is not there, and no object is without a row.
+whatever dies, no feed names an object that is not there, and no object is without a row. What
+clients upload by themselves has a row, too (`incoming`), from before they may.
 """
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -15,18 +17,17 @@ from typing import Any, BinaryIO
 
 import anyio
 import structlog
-from sqlalchemy import BigInteger, ColumnElement, any_, bindparam, delete, or_, select, update
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import ColumnElement, case, delete, insert, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from config.db import Sessions
 from models.base import NOW
-from models.image import Image, ImageRead, ImageState, VariantRead
+from models.image import Image, ImageState
 from models.user import User
+from services import quotas
 from services.errors import StorageUnavailable
 from services.pictures import Picture
-from services.store import PREFIX, ImageStore
+from services.store import FORM_EXPIRY, INCOMING, LINGER, SHOWN, ImageStore
 from services.variants import Variant
 
 log = structlog.get_logger()
@@ -40,28 +41,45 @@ class Upload:
     name: str
     alt: str = ""
 
+    @property
+    def size(self) -> int:
+        """In bytes, as it was sent."""
+        return self.file.seek(0, os.SEEK_END)
+
 
 # A row of the ledger, and the picture that becomes its object.
 Stored = tuple[Image, Picture | Variant]
 
 # Longer than a PUT may take (`store.PUT_PATIENCE`), so that one given up on has ended by then.
 SETTLED = timedelta(minutes=2)
-REAP_EVERY = 15.0
 
 
 @asynccontextmanager
 async def stored(
-    db: AsyncSession, store: ImageStore, owner: User, uploads: Sequence[Upload]
+    db: AsyncSession,
+    store: ImageStore,
+    owner: User,
+    uploads: Sequence[Upload],
+    *,
+    waiting: bool = False,
+    freed: int = 0,
 ) -> AsyncGenerator[list[Image]]:
     """Check uploads, clean them and put them into the bucket, for the block to attach.
 
+    They count as `waiting` if the block leaves them pending; it frees `freed` bytes of the owner's.
     When anything fails, in here or in the block, what was put is condemned. Raises
-    UnsupportedImage, ImageTooLarge and DamagedImage before anything is written, and
+    UnsupportedImage, ImageTooLarge, DamagedImage and QuotaExceeded before anything is written, and
     StorageUnavailable when the store is at fault.
     """
+    room = {"pending": len(uploads) if waiting else 0, "freed": freed}
+    if uploads:
+        # Asked before the work, by what was sent, and once more when it is known what is kept.
+        async with db.begin():
+            size = sum(upload.size for upload in uploads)
+            await quotas.require(db, store, owner, size=size, **room)
     files = [(upload.file, upload.name) for upload in uploads]
     async with store.cleaner.cleaned(files) as pictures:
-        stored = await _write_pending(db, store, owner, uploads, pictures)
+        stored = await _write_pending(db, store, owner, uploads, pictures, room)
         # Kept apart from the rows, which know nothing any more after a transaction that failed.
         keys = [row.key for row, _ in stored]
         try:
@@ -74,6 +92,49 @@ async def stored(
     except BaseException:
         await _abandon(db, store, keys)
         raise
+
+
+async def announce(
+    db: AsyncSession, owner: User, *, content_type: str, size: int, alt: str
+) -> Image:
+    """Write the row of an object that a client is about to upload, in the caller's transaction.
+
+    The client may do so until the form has expired, and an upload that began in time may go on for
+    a while: so long the row stays, whatever becomes of it.
+    """
+    written = insert(Image).values(
+        key=f"{INCOMING}{secrets.token_urlsafe(16)}",
+        state=ImageState.INCOMING,
+        owner_id=owner.id,
+        content_type=content_type,
+        bytes=size,
+        width=0,
+        height=0,
+        alt=alt,
+        reap_dt=NOW + FORM_EXPIRY + LINGER,
+    )
+    return (await db.scalars(written.returning(Image))).one()
+
+
+async def adopt(db: AsyncSession, store: ImageStore, incoming: Image, made: Image) -> str:
+    """Let a stored image take the id that was announced for it, in the caller's transaction.
+
+    Its object is then the incoming row's, and what the client uploaded is condemned; gives its key.
+    """
+    taken = ("key", "content_type", "bytes", "width", "height", "color", "placeholder")
+    image = {column: getattr(made, column) for column in taken}
+    kept = ("key", "content_type", "bytes", "width", "height", "owner_id", "reap_dt")
+    raw = {column: getattr(incoming, column) for column in kept}
+    variants = update(Image).where(Image.original_id == made.id).values(original_id=incoming.id)
+    await db.execute(variants)
+    await db.execute(delete(Image).where(Image.id == made.id))
+    await db.execute(
+        update(Image)
+        .where(Image.id == incoming.id)
+        .values(state=ImageState.PENDING, reap_dt=NOW + store.grace, **image)
+    )
+    await db.execute(insert(Image).values(state=ImageState.CONDEMNED, **raw))
+    return str(raw["key"])
 
 
 async def pending(db: AsyncSession, owner: User, image_ids: Sequence[int]) -> dict[int, Image]:
@@ -116,46 +177,15 @@ async def condemn(db: AsyncSession, rows: Sequence[Image]) -> Sequence[str]:
     """Take images off their feed inside the caller's transaction; gives the keys to discard."""
     if not rows:
         return []
+    # The row of what a client may still upload stays until it cannot any more.
+    due = case((Image.state == ImageState.INCOMING, Image.reap_dt), else_=NOW)
     condemned = (
         update(Image)
         .where(_of([row.id for row in rows]))
-        .values(state=ImageState.CONDEMNED, feed_id=None, reap_dt=NOW)
+        .values(state=ImageState.CONDEMNED, feed_id=None, reap_dt=due)
         .returning(Image.key)
     )
     return (await db.scalars(condemned)).all()
-
-
-async def of_feeds(
-    db: AsyncSession, store: ImageStore, feed_ids: Sequence[int]
-) -> dict[int, list[ImageRead]]:
-    """The images of some feeds as clients see them, by feed and in order; one statement."""
-    rows = (await db.scalars(_OF_FEEDS, {"feed_ids": list(feed_ids)})).all()
-    shown: dict[int, list[ImageRead]] = {feed_id: [] for feed_id in feed_ids}
-    feed_of = {row.id: row.feed_id for row in rows}
-    for image in read(store, rows):
-        shown[feed_of[image.id] or 0].append(image)
-    return shown
-
-
-def read(store: ImageStore, rows: Sequence[Image]) -> list[ImageRead]:
-    """Images as clients see them, out of rows in which an original comes before its variants."""
-    originals: dict[int, ImageRead] = {}
-    for row in rows:
-        if row.original_id is None:
-            originals[row.id] = _original(store, row)
-        elif row.original_id in originals:
-            originals[row.original_id].variants.append(_variant(store, row))
-    return list(originals.values())
-
-
-# An original comes before its variants, and those by their width.
-_OF_FEEDS = (
-    select(Image)
-    .where(Image.feed_id == any_(bindparam("feed_ids", type_=ARRAY(BigInteger))))
-    .order_by(Image.feed_id, Image.position, Image.original_id.nulls_first(), Image.width)
-    # Also rows that the session has seen before they were attached.
-    .execution_options(populate_existing=True)
-)
 
 
 def _of(ids: Sequence[int]) -> ColumnElement[bool]:
@@ -163,35 +193,19 @@ def _of(ids: Sequence[int]) -> ColumnElement[bool]:
     return or_(Image.id.in_(ids), Image.original_id.in_(ids))
 
 
-def _original(store: ImageStore, row: Image) -> ImageRead:
-    return ImageRead(
-        id=row.id,
-        url=store.url(row.key),
-        width=row.width,
-        height=row.height,
-        alt=row.alt,
-        placeholder=row.placeholder,
-        color=row.color,
-        variants=[],
-    )
-
-
-def _variant(store: ImageStore, row: Image) -> VariantRead:
-    return VariantRead(
-        url=store.url(row.key), width=row.width, height=row.height, type=row.content_type
-    )
-
-
 async def discard(db: AsyncSession, store: ImageStore, keys: Sequence[str]) -> int:
     """Delete condemned objects, then their rows; what S3 does not confirm is left to the reaper.
 
+    So is the row of an object that may come once more: one that is not due for long yet.
     Gives the number of objects that are gone. Never raises for the store's or the database's sake.
     """
     if not keys:
         return 0
     confirmed = await asyncio.gather(*(store.delete(key) for key in keys))
     gone = [key for key, done in zip(keys, confirmed, strict=True) if done]
-    forgotten = delete(Image).where(Image.key.in_(gone), Image.state == ImageState.CONDEMNED)
+    forgotten = delete(Image).where(
+        Image.key.in_(gone), Image.state == ImageState.CONDEMNED, Image.reap_dt <= NOW + SETTLED
+    )
     try:
         async with db.begin():
             await db.execute(forgotten)
@@ -202,65 +216,20 @@ async def discard(db: AsyncSession, store: ImageStore, keys: Sequence[str]) -> i
     return len(gone)
 
 
-async def claim(db: AsyncSession, *, batch: int = 100) -> Sequence[str]:
-    """Claim a batch of condemned images whose time has come; gives the keys to discard.
-
-    A pending one whose time has come is condemned first, and discarded when no PUT of it can still
-    be under way: an object that came after its row was forgotten would stay for ever.
-    """
-    overdue = (
-        update(Image)
-        .where(Image.state == ImageState.PENDING, Image.reap_dt <= NOW)
-        .values(state=ImageState.CONDEMNED, reap_dt=NOW + SETTLED)
-    )
-    due = (
-        select(Image.id)
-        .where(Image.state == ImageState.CONDEMNED, Image.reap_dt <= NOW)
-        .order_by(Image.reap_dt)
-        .limit(batch)
-        .with_for_update(skip_locked=True)
-    )
-    # Claimed by a time in the future, not by a lock held while S3 works: should this process die
-    # or S3 fail, the next reaper takes them up again.
-    claimed = (
-        update(Image).where(Image.id.in_(due)).values(reap_dt=NOW + SETTLED).returning(Image.key)
-    )
-    async with db.begin():
-        await db.execute(overdue)
-        return (await db.scalars(claimed)).all()
-
-
-async def reap(db: AsyncSession, store: ImageStore) -> int:
-    """Collect one batch of what is due; gives the number of objects that are gone."""
-    return await discard(db, store, await claim(db))
-
-
-async def reap_forever(sessions: Sessions, store: ImageStore) -> None:
-    """The service's own reaper; a failing round is logged and the next one tries again."""
-    while True:
-        try:
-            async with sessions() as db:
-                while await reap(db, store):
-                    pass
-        except SQLAlchemyError as error:
-            log.warning("images could not be collected", error=str(error))
-        except Exception:
-            # A fault of ours must not end the reaper for the rest of the process's life.
-            log.exception("the reaper failed")
-        await asyncio.sleep(REAP_EVERY)
-
-
 async def _write_pending(
     db: AsyncSession,
     store: ImageStore,
     owner: User,
     uploads: Sequence[Upload],
     pictures: Sequence[Picture],
+    room: dict[str, int],
 ) -> list[Stored]:
     """Write a row for each object that is about to be put: pictures and their variants."""
     if not pictures:
         return []
+    size = sum(it.bytes + sum(variant.bytes for variant in it.variants) for it in pictures)
     async with db.begin():
+        await quotas.require(db, store, owner, size=size, **room)
         originals = [
             _pending(
                 store,
@@ -286,7 +255,7 @@ async def _write_pending(
 
 def _pending(store: ImageStore, owner: User, picture: Picture | Variant, **values: Any) -> Image:
     return Image(
-        key=f"{PREFIX}{secrets.token_urlsafe(16)}.{picture.extension}",
+        key=f"{SHOWN}{secrets.token_urlsafe(16)}.{picture.extension}",
         state=ImageState.PENDING,
         owner_id=owner.id,
         content_type=picture.content_type,

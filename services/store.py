@@ -2,23 +2,33 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, BinaryIO
 
 import structlog
 from botocore.exceptions import ClientError
 
 from config.s3 import MAX_CONNECTIONS, S3Client, S3Error, StreamingBody
 from config.settings import Settings
-from services.errors import ImageNotFound, RangeNotSatisfiable, StorageUnavailable
+from services.errors import (
+    ImageNotFound,
+    ImageTooLarge,
+    NothingUploaded,
+    RangeNotSatisfiable,
+    StorageUnavailable,
+)
 from services.pictures import Cleaner, Picture
 from services.variants import Variant
 
 log = structlog.get_logger()
 
-PREFIX = "images/"
+# Where objects lie, below the prefix of the settings: what is served, and what clients put there
+# by themselves, which never is.
+SHOWN, INCOMING = "images/", "incoming/"
 _NAME = re.compile(r"[A-Za-z0-9_-]{16,64}\.[a-z0-9]{3,5}")
 CACHE_CONTROL = "public, max-age=31536000, immutable"
 CHUNK = 64 * 1024
@@ -28,6 +38,10 @@ CHUNK = 64 * 1024
 PUT_PATIENCE = 45.0
 READ_PATIENCE = 10.0
 DELETE_PATIENCE = 5.0
+# A form for a direct upload may be sent this long, any number of times; and an upload that began
+# by then is held to have ended after the second.
+FORM_EXPIRY = timedelta(minutes=10)
+LINGER = timedelta(hours=1)
 
 
 @dataclass
@@ -53,24 +67,35 @@ class StoredImage:
             self.turn = None
 
 
+def prefix(settings: Settings) -> str:
+    """What all keys of this board begin with in its bucket."""
+    return f"{settings.s3_key_prefix}/" if settings.s3_key_prefix else ""
+
+
 class ImageStore:
     """The bucket: puts, gives and deletes objects, a bounded number at a time."""
 
     def __init__(self, s3: S3Client, cleaner: Cleaner, settings: Settings) -> None:
         self._s3 = s3
         self._bucket = settings.s3_bucket or ""
-        self._base_url = settings.s3_public_url or settings.base_url
+        self._prefix = prefix(settings)
+        public = settings.s3_public_url
+        self._base_url = f"{public}/{self._prefix}" if public else f"{settings.base_url}/"
+        self._upload_url = settings.s3_upload_url
         self._puts = asyncio.Semaphore(8)
         self._deletes = asyncio.Semaphore(8)
         # Fewer than the client has connections: slow readers leave some to everybody else.
         self._reads = asyncio.Semaphore(MAX_CONNECTIONS // 2)
         self.cleaner = cleaner
         self.max_images = settings.max_images
+        self.max_bytes = settings.max_image_bytes
+        self.max_pending = settings.max_pending_images
+        self.max_user_bytes = settings.max_user_bytes
         self.grace = timedelta(seconds=settings.image_grace)
 
     def url(self, key: str) -> str:
         """Where clients load an object; the database keeps keys, so that this may change."""
-        return f"{self._base_url}/{key}"
+        return self._base_url + key
 
     async def put(self, key: str, picture: Picture | Variant) -> None:
         """Write one object; raises StorageUnavailable."""
@@ -78,7 +103,7 @@ class ImageStore:
             async with asyncio.timeout(PUT_PATIENCE), self._puts:
                 await self._s3.put_object(
                     Bucket=self._bucket,
-                    Key=key,
+                    Key=self._prefix + key,
                     Body=await asyncio.to_thread(picture.file.read),
                     ContentType=picture.content_type,
                     CacheControl=CACHE_CONTROL,
@@ -91,7 +116,7 @@ class ImageStore:
         """Delete one object; False, and a line in the log, when S3 does not confirm it."""
         try:
             async with asyncio.timeout(DELETE_PATIENCE), self._deletes:
-                await self._s3.delete_object(Bucket=self._bucket, Key=key)
+                await self._s3.delete_object(Bucket=self._bucket, Key=self._prefix + key)
         except S3Error as error:
             log.warning("an image could not be deleted yet", key=key, error=repr(error))
             return False
@@ -111,7 +136,8 @@ class ImageStore:
             async with asyncio.timeout(READ_PATIENCE):
                 await self._reads.acquire()
                 try:
-                    found = await ask(Bucket=self._bucket, Key=PREFIX + name, **conditions)
+                    key = self._prefix + SHOWN + name
+                    found = await ask(Bucket=self._bucket, Key=key, **conditions)
                 except BaseException:
                     self._reads.release()
                     raise
@@ -137,6 +163,60 @@ class ImageStore:
             headers["content-range"] = found["ContentRange"]
         status = found["ResponseMetadata"]["HTTPStatusCode"]
         return StoredImage(status, headers, found.get("Body"), self._reads)
+
+    async def form(self, key: str, *, content_type: str, size: int) -> tuple[str, dict[str, str]]:
+        """The URL and the fields of a form that puts just this object; raises StorageUnavailable.
+
+        Its policy binds key, content type and size (bytes), and expires (S3 API, "POST Object").
+        """
+        try:
+            made = await self._s3.generate_presigned_post(
+                self._bucket,
+                self._prefix + key,
+                Fields={"Content-Type": content_type},
+                Conditions=[
+                    {"Content-Type": content_type},
+                    ["content-length-range", size, size],
+                ],
+                ExpiresIn=int(FORM_EXPIRY.total_seconds()),
+            )
+        except S3Error as error:
+            raise StorageUnavailable from error
+        # What is signed is the policy, not the address.
+        url = f"{self._upload_url}/{self._bucket}" if self._upload_url else made["url"]
+        return url, made["fields"]
+
+    @asynccontextmanager
+    async def fetched(self, key: str) -> AsyncGenerator[BinaryIO]:
+        """Lend an object as a file on disk.
+
+        Raises NothingUploaded when there is none, ImageTooLarge and StorageUnavailable.
+        """
+        with tempfile.TemporaryFile() as file:
+            try:
+                async with asyncio.timeout(PUT_PATIENCE), self._reads:
+                    await self._fetch(key, file)
+            except ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+                    raise NothingUploaded from None
+                raise StorageUnavailable from error
+            except S3Error as error:
+                raise StorageUnavailable from error
+            yield file
+
+    async def _fetch(self, key: str, file: BinaryIO) -> None:
+        found = await self._s3.get_object(Bucket=self._bucket, Key=self._prefix + key)
+        body: StreamingBody = found["Body"]
+        try:
+            # Bound by the form, but not every store holds to that.
+            if (size := found["ContentLength"]) > self.max_bytes:
+                raise ImageTooLarge(
+                    f"The file has {size:,} bytes; the limit is {self.max_bytes:,} bytes."
+                )
+            async for chunk in body.iter_chunks(CHUNK):
+                await asyncio.to_thread(file.write, chunk)
+        finally:
+            body.close()
 
     async def head(self) -> None:
         """Ask for the bucket; raises one of `S3Error` when it cannot be reached."""

@@ -35,6 +35,7 @@ from app import embedded, logs
 from app.main import Capabilities, create_app, open_capabilities, prepare
 from config.s3 import open_s3
 from config.settings import Settings
+from tests.browser import browser  # noqa: F401 - a fixture
 
 SECRET = "a secret for the tests and for nothing else"
 PASSWORD = "correct horse battery"
@@ -136,6 +137,13 @@ async def store() -> AsyncIterator[Json]:
         found["s3_bucket"] = f"feedboard-test-{secrets.token_hex(6)}"
         yield found
         await empty_bucket(found, remove=True)
+
+
+@pytest.fixture(params=["store", "seaweedfs"])
+def each_store(request: pytest.FixtureRequest) -> Json:
+    """The settings of each of the two stores, for a test that is to hold on both."""
+    found: Json = request.getfixturevalue(request.param)
+    return found
 
 
 async def empty_bucket(store: Json, *, remove: bool = False) -> None:

@@ -25,7 +25,7 @@ from config.s3 import open_s3
 from config.settings import Settings
 from models.base import NOW
 from models.image import Image, ImageState
-from services.ledger import reap
+from services.reaper import reap
 from services.store import ImageStore
 from tests import pictures
 from tests.conftest import Json, bearer, files, keys_in, user_maker

@@ -105,7 +105,7 @@ def test_the_example_gives_the_defaults_of_the_settings():
 def test_compose_sets_or_hands_on_every_setting():
     # From the image, from `secrets`, and what the store that compose brings has no use for.
     elsewhere = {"HOST", "PORT", "DATA_DIR", "DATABASE_URL", "SECRET_KEY", "S3_SECRET_KEY"}
-    elsewhere |= {"S3_REGION", "S3_PUBLIC_URL"}
+    elsewhere |= {"S3_REGION", "S3_PUBLIC_URL", "S3_KEY_PREFIX"}
     settings = {name.upper() for name in Settings.model_fields}
 
     assert settings - elsewhere == set(environment("feedboard"))
@@ -157,10 +157,13 @@ def test_each_service_sees_its_own_secrets_and_cannot_change_them():
         assert mounts == [f"{name}-secrets:/run/feedboard:ro"]
 
 
-def test_only_the_service_is_published_and_only_to_this_machine():
+def test_the_service_and_the_store_are_published_and_only_to_this_machine():
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
 
-    assert published == {"feedboard": ["${PUBLISH:-127.0.0.1:8000}:8000"]}
+    assert published == {
+        "feedboard": ["${PUBLISH:-127.0.0.1:8000}:8000"],
+        "seaweedfs": ["${PUBLISH_STORE:-127.0.0.1:8333}:8333"],
+    }
 
 
 def test_the_object_store_is_of_the_version_that_is_embedded():

@@ -1,6 +1,7 @@
 """`feedboard images`: what is wrong between table and bucket is found, and no more than that."""
 
 import asyncio
+import itertools
 import json
 import os
 import secrets
@@ -21,7 +22,8 @@ from config.settings import SettingsError
 from models.base import NOW
 from models.image import Image, ImageState
 from services import fsck
-from services.fsck import Bucket, Kind, Tally
+from services.bucket import Bucket, Object
+from services.fsck import Kind, Tally
 from tests.conftest import (
     bearer,
     client_of,
@@ -38,11 +40,6 @@ from tests.test_cli import Board as Command
 PNG = annotated_png()
 JPEG = camera_jpeg()
 DAY = timedelta(days=1)
-
-
-@pytest.fixture(params=["store", "seaweedfs"])
-def each_store(request):
-    return request.getfixturevalue(request.param)
 
 
 class Board:
@@ -128,7 +125,6 @@ async def board(each_store, make_app, make_user, db):
 
 async def test_a_board_whose_table_and_bucket_agree_has_nothing_to_report(board):
     await board.post(PNG, JPEG)
-    await board.put("incoming/raw.png")
     await board.put("images-of-others.png")
 
     assert await board.found() == set()
@@ -264,8 +260,10 @@ class Pages:
         return self
 
     async def paginate(self, **arguments):
-        for start in range(0, len(self.keys), 1000):
-            yield {"Contents": [{"Key": k, "Size": 1} for k in self.keys[start : start + 1000]]}
+        # Held nowhere but in `keys`: the memory is measured in which they are read.
+        listed = (key for key in self.keys if key.startswith(arguments["Prefix"]))
+        while page := [{"Key": key, "Size": 1} for key in itertools.islice(listed, 1000)]:
+            yield {"Contents": page}
 
 
 @pytest.mark.parametrize("each_store", ["store"], indirect=True)
@@ -417,7 +415,7 @@ async def test_the_bucket_of_another_board_is_not_emptied(own, monkeypatch, caps
 
     async def look_a_day_later(self, key):
         found = await look(self, key)
-        return found and fsck._Object(found.content_type, found.bytes, found.age + DAY)
+        return found and Object(found.content_type, found.bytes, found.age + DAY)
 
     monkeypatch.setattr(Bucket, "look", look_a_day_later)
     async with open_s3(own) as s3:
@@ -480,8 +478,10 @@ async def test_a_busy_board_is_clean_at_every_moment(real, monkeypatch):
                 await real.client.delete(path, headers=bearer(real.author))
 
     async def compare():
-        for deep in (False, True) * 5:
+        for deep in itertools.cycle([False, True]):
             assert await real.found(deep=deep) == set()
+            if posted > 20:
+                break
         return await fsck_command(real.settings, "fsck", "--json", "--deep", "--repair")
 
     async with asyncio.TaskGroup() as group:
@@ -493,7 +493,6 @@ async def test_a_busy_board_is_clean_at_every_moment(real, monkeypatch):
     assert compared[0] == 0, compared
     feeds = (await real.client.get("/api/feed/list?limit=100")).json()
     shown = {key for feed in feeds for key in keys_of(feed)}
-    assert posted > 20
     assert shown <= await real.keys()
     assert await real.found(deep=True) == set()
 

@@ -5,7 +5,7 @@ from sqlalchemy import update as update_
 
 from models.base import NOW
 from models.image import Image
-from services import ledger
+from services import reaper
 from tests.conftest import bearer, files
 from tests.pictures import annotated_png, camera_jpeg, decode, photo
 
@@ -143,7 +143,7 @@ async def test_an_upload_that_is_never_posted_is_collected_with_its_variants(
     for _ in range(2):  # once to be condemned, once to go
         async with db.begin():
             await db.execute(update_(Image).values(reap_dt=NOW))
-        await ledger.reap(db, app.state.images)
+        await reaper.reap(db, app.state.images)
 
     assert await stored_keys() == set()
 

@@ -4,6 +4,7 @@ The storage tests run on moto's server (or the given store) and once more on Sea
 """
 
 import asyncio
+import itertools
 from contextlib import closing, contextmanager, suppress
 
 import pytest
@@ -15,8 +16,10 @@ from config.s3 import open_s3, require_bucket
 from config.settings import SettingsError
 from models.base import NOW
 from models.image import Image, ImageState
-from services import feeds, ledger
+from services import feeds, reaper
 from services import store as store_module
+from services.bucket import Bucket
+from services.fsck import Kind, Tally, survey
 from services.ledger import SETTLED
 from tests.conftest import bearer, client_of, files, make_settings, user_maker
 from tests.pictures import annotated_png, camera_jpeg
@@ -163,9 +166,10 @@ def failing(app, operation, *, after=0):
         setattr(s3, operation, real)
 
 
-async def states(db):
+async def states(db, **of):
+    counted = select(Image.state, func.count()).filter_by(**of).group_by(Image.state)
     async with db.begin():
-        rows = await db.execute(select(Image.state, func.count()).group_by(Image.state))
+        rows = await db.execute(counted)
     return dict(rows.all())
 
 
@@ -231,7 +235,7 @@ async def test_what_arrives_after_it_was_given_up_on_is_collected_as_well(
         await s3.put_object(Bucket=settings.s3_bucket, Key=keys[0], Body=PNG)
     await grow_older(db)
 
-    assert await ledger.reap(db, app.state.images) == 1
+    assert await reaper.reap(db, app.state.images) == (1, 0)
     assert await stored_keys() == set()
     assert await states(db) == {}
 
@@ -244,13 +248,13 @@ async def test_a_store_that_fails_while_deleting_does_not_fail_the_delete(
 
     with failing(app, "delete_object"):
         deleted = await client.delete(f"/api/feed/delete/{feed['id']}", headers=bearer(author))
-        assert await ledger.reap(db, app.state.images) == 0
+        assert await reaper.reap(db, app.state.images) == (0, 2)
 
     assert deleted.json() == {"message": "Feed Deleted"}
     assert (await client.get(f"/api/feed/read/{feed['id']}")).status_code == 404
     assert len(await stored_keys()) == 2
     await grow_older(db)
-    assert await ledger.reap(db, app.state.images) == 2
+    assert await reaper.reap(db, app.state.images) == (2, 0)
     assert await stored_keys() == set()
     assert await states(db) == {}
 
@@ -263,7 +267,7 @@ async def test_the_reaper_touches_nothing_that_a_feed_shows_or_that_is_being_upl
     async with db.begin():
         db.add(pending(author["id"], reap_dt=NOW + app.state.images.grace))
 
-    assert await ledger.reap(db, app.state.images) == 0
+    assert await reaper.reap(db, app.state.images) == (0, 0)
     assert len(await stored_keys()) == 1
     assert await states(db) == {ImageState.ATTACHED: 1, ImageState.PENDING: 1}
 
@@ -274,26 +278,26 @@ async def test_an_upload_that_no_feed_took_is_collected_when_its_time_has_come(a
         db.add(pending(author["id"], reap_dt=NOW))
 
     # First it is condemned: its PUT may be under way still.
-    assert await ledger.reap(db, app.state.images) == 0
+    assert await reaper.reap(db, app.state.images) == (0, 0)
     assert await states(db) == {ImageState.CONDEMNED: 1}
     await grow_older(db)
-    assert await ledger.reap(db, app.state.images) == 1
+    assert await reaper.reap(db, app.state.images) == (1, 0)
     assert await states(db) == {}
 
 
 async def test_the_service_collects_by_itself(live_app, live_client, monkeypatch):
     images = live_app.state.images
-    monkeypatch.setattr(ledger, "REAP_EVERY", 0.05)
+    monkeypatch.setattr(reaper, "REAP_EVERY", 0.05)
     account = {"email": "reaped@example.com", "password": "correct horse", "nickname": "A"}
     author = (await live_client.post("/api/auth/signup", json=account)).json()
     async with live_app.state.sessions() as db:
         async with db.begin():
             db.add(pending(author["id"], reap_dt=NOW, state=ImageState.CONDEMNED))
-        reaper = asyncio.create_task(ledger.reap_forever(live_app.state.sessions, images))
+        reaping = asyncio.create_task(reaper.reap_forever(live_app.state.sessions, images))
         async with asyncio.timeout(10):
-            while await states(db):
+            while await states(db, owner_id=author["id"]):
                 await asyncio.sleep(0.02)
-    reaper.cancel()
+    reaping.cancel()
 
 
 async def test_an_unreachable_store_is_said_when_an_image_is_loaded(make_app):
@@ -394,3 +398,64 @@ def test_the_errors_of_the_store_are_all_caught():
 
     assert issubclass(ClientError, S3Error)
     assert issubclass(ConnectionResetError, S3Error)
+
+
+async def test_boards_share_a_bucket_under_prefixes(make_app, make_user, stored_keys, db):
+    names = {}
+    for prefix in ("boards/one", "boards/two"):
+        app = await make_app(s3_key_prefix=prefix)
+        async with client_of(app) as client, open_s3(app.state.settings) as s3:
+            posted = await client.post(
+                "/api/feed/create",
+                data={"title": "T", "content": "C"},
+                files=files("images", PNG),
+                headers=bearer(await make_user()),
+            )
+            feed = posted.json()
+            (url,) = feed["image_urls"]
+            names[prefix] = url.rpartition("/")[2]
+            assert (await client.get(url)).status_code == 200
+            # The other's objects are none of its own, and its own have their rows.
+            tally = Tally()
+            found = [f async for f in survey(db, Bucket(s3, app.state.settings), tally)]
+            assert [(f.kind, f.key) for f in found if f.kind != Kind.LOST] == []
+            assert tally.objects == 1
+
+    assert await stored_keys() == {f"{prefix}/images/{name}" for prefix, name in names.items()}
+
+
+async def test_a_public_url_is_that_of_the_bucket_and_is_followed_by_the_whole_key(
+    make_app, make_user, stored_keys
+):
+    app = await make_app(s3_key_prefix="one", s3_public_url="https://cdn.example.com/b")
+    async with client_of(app) as client:
+        posted = await client.post(
+            "/api/feed/create",
+            data={"title": "T", "content": "C"},
+            files=files("images", PNG),
+            headers=bearer(await make_user()),
+        )
+
+    (key,) = await stored_keys()
+    assert posted.json()["image_urls"] == [f"https://cdn.example.com/b/{key}"]
+
+
+async def test_the_reaper_asks_a_store_that_fails_less_and_less_often(live_app, monkeypatch):
+    pauses = []
+
+    async def sleep(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 8:
+            raise asyncio.CancelledError
+
+    failing = itertools.chain([True, True] + [False] * 5, itertools.repeat(True))
+
+    async def round_(sessions, images):
+        return next(failing)
+
+    monkeypatch.setattr(reaper, "_round", round_)
+    monkeypatch.setattr(reaper.asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await reaper.reap_forever(live_app.state.sessions, live_app.state.images)
+
+    assert pauses == [15, 15, 30, 60, 120, 240, 240, 15]

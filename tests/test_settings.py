@@ -69,6 +69,8 @@ FAULTS = {
     "S3_ACCESS_KEY": [{"S3_BUCKET": "b", "S3_SECRET_KEY": "k"}],
     "S3_BUCKET": [{"S3_ENDPOINT_URL": "http://localhost:9000"}],
     "MAX_IMAGE_BYTES": [{"MAX_IMAGE_BYTES": "10 MB"}],
+    "S3_UPLOAD_URL": [{"S3_UPLOAD_URL": "store.example.com"}],
+    "S3_KEY_PREFIX": [{"S3_KEY_PREFIX": "/board"}, {"S3_KEY_PREFIX": "a b"}],
     "IMAGE_WIDTHS": [{"IMAGE_WIDTHS": "320;960"}, {"IMAGE_WIDTHS": "wide"}],
     "LOG_LEVEL": [{"LOG_LEVEL": "loud"}],
 }

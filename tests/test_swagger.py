@@ -1,50 +1,21 @@
 """Swagger UI as a newcomer meets it: a real browser, the `feedboard serve` process, real clicks."""
 
-import asyncio
 import itertools
 import json
-import os
-import shutil
-import socket
-import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from playwright.async_api import Browser, Locator, Page, async_playwright
+from playwright.async_api import Browser, Locator, Page
 
 from config.settings import Settings
+from tests.browser import serving
 from tests.conftest import PASSWORD, SECRET, bearer, empty_bucket, files
 from tests.pictures import photo
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-LEFT_OUT = (
-    "Swagger UI was not tried in a browser, because there is no Chromium here. "
-    "Install one (Debian: apt-get install chromium) and run this test again."
-)
-# Only the service itself can be reached, as on a machine with no internet access.
-OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost"
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-)
 _numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        required = os.environ.get("CI") or os.environ.get("FEEDBOARD_REQUIRE_BROWSER")
-        (pytest.fail if required else pytest.skip)(LEFT_OUT)
-    async with async_playwright() as playwright:
-        arguments = [OFFLINE, *QUIET.split()]
-        browser = await playwright.chromium.launch(executable_path=found, args=arguments)
-        yield browser
-        await browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -61,40 +32,6 @@ async def service(
     async with serving(tmp_path_factory.mktemp("swagger"), given) as url:
         yield url
     await empty_bucket(own, remove=True)
-
-
-@asynccontextmanager
-async def serving(folder: Path, settings: dict[str, Any]) -> AsyncGenerator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    given = settings | {"port": port, "data_dir": folder}
-    with (folder / "log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            Path(sys.executable).with_name("feedboard"),
-            "serve",
-            cwd=folder,
-            env=os.environ | {name.upper(): str(value) for name, value in given.items()},
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        url = f"http://localhost:{port}"
-        async with asyncio.timeout(30), httpx.AsyncClient(base_url=url) as client:
-            while not await is_ready(client):
-                assert process.returncode is None, (folder / "log").read_text()
-                await asyncio.sleep(0.1)
-        yield url
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
-
-
-async def is_ready(client: httpx.AsyncClient) -> bool:
-    try:
-        return (await client.get("/readyz")).is_success
-    except httpx.TransportError:
-        return False
 
 
 @pytest.fixture

@@ -1,0 +1,86 @@
+"""The reaper: collects what no feed shows, in every process, each row by one of them."""
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+from sqlalchemy import select, update
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from config.db import Sessions
+from models.base import NOW
+from models.image import Image, ImageState
+from services.ledger import SETTLED, discard
+from services.store import ImageStore
+
+log = structlog.get_logger()
+
+# Seconds between rounds; after rounds that failed the pause doubles, up to the second.
+REAP_EVERY = 15.0
+REAP_AT_LEAST_EVERY = 240.0
+
+
+async def claim(db: AsyncSession, *, batch: int = 100) -> Sequence[str]:
+    """Claim a batch of condemned images whose time has come; gives the keys to discard.
+
+    A pending one whose time has come is condemned first, and discarded when no PUT of it can still
+    be under way: an object that came after its row was forgotten would stay for ever.
+    """
+    overdue = (
+        update(Image)
+        .where(
+            Image.state.in_([ImageState.PENDING, ImageState.INCOMING]),
+            Image.reap_dt <= NOW,
+        )
+        .values(state=ImageState.CONDEMNED, reap_dt=NOW + SETTLED)
+    )
+    due = (
+        select(Image.id)
+        .where(Image.state == ImageState.CONDEMNED, Image.reap_dt <= NOW)
+        .order_by(Image.reap_dt)
+        .limit(batch)
+        .with_for_update(skip_locked=True)
+    )
+    # Claimed by a time in the future, not by a lock held while S3 works: should this process die
+    # or S3 fail, the next reaper takes them up again.
+    claimed = (
+        update(Image).where(Image.id.in_(due)).values(reap_dt=NOW + SETTLED).returning(Image.key)
+    )
+    async with db.begin():
+        await db.execute(overdue)
+        return (await db.scalars(claimed)).all()
+
+
+async def reap(db: AsyncSession, store: ImageStore) -> tuple[int, int]:
+    """Collect one batch of what is due; gives how many objects are gone, and how many are left.
+
+    What S3 did not confirm is left, and due again after `ledger.SETTLED`.
+    """
+    keys = await claim(db)
+    gone = await discard(db, store, keys)
+    return gone, len(keys) - gone
+
+
+async def reap_forever(sessions: Sessions, store: ImageStore) -> None:
+    """The service's own reaper: a round now and then, and seldom while rounds fail."""
+    pause = REAP_EVERY
+    while True:
+        pause = REAP_EVERY if await _round(sessions, store) else min(2 * pause, REAP_AT_LEAST_EVERY)
+        await asyncio.sleep(pause)
+
+
+async def _round(sessions: Sessions, store: ImageStore) -> bool:
+    """Collect all that is due; False, and a line in the log, when something failed."""
+    try:
+        async with sessions() as db:
+            while True:
+                gone, left = await reap(db, store)
+                if left or not gone:
+                    return not left
+    except SQLAlchemyError as error:
+        log.warning("images could not be collected", error=str(error))
+    except Exception:
+        # A fault of ours must not end the reaper for the rest of the process's life.
+        log.exception("the reaper failed")
+    return False
