@@ -38,6 +38,8 @@ crashes: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.start
 	$(BIN)/python -m bench.pictures
+	$(BIN)/python -m bench.uploads
+	$(BIN)/python -m bench.memory
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

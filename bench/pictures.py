@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -107,24 +108,43 @@ def pillow() -> Clean:
     return cleaned
 
 
-def memory(figure: str) -> float:
-    status = Path("/proc/self/status").read_text()
+def memory(figure: str, process: int | str = "self") -> float:
+    """A figure of the kernel's (VmRSS, VmHWM) in MiB."""
+    status = Path(f"/proc/{process}/status").read_text()
     return next(int(line.split()[1]) / 1024 for line in status.splitlines() if figure in line)
 
 
 def make_photos(folder: Path) -> None:
-    """Like photos in what a codec sees: soft shapes of all sizes, edges, gradients, some grain."""
+    for number in range(PHOTOS):
+        photo(number).jpegsave(str(folder / f"{number}.jpg"), Q=90, keep="none")
+
+
+def photo_within(size: int, number: int, scale: float) -> bytes:
+    """A JPEG of the best quality that stays within so many bytes."""
+    image = photo(number, scale).copy_memory()
+
+    def encoded(quality: int) -> bytes:
+        data: bytes = image.jpegsave_buffer(Q=quality, keep="none")
+        return data
+
+    qualities = range(1, 101)
+    return encoded(bisect_right(qualities, size, key=lambda quality: len(encoded(quality))))
+
+
+def photo(number: int, scale: float = 2) -> Any:
+    """Like a photo in what a codec sees: soft shapes of all sizes, edges, gradients, some grain.
+
+    It is 2,000 x 1,500 pixels, times the scale.
+    """
     import pyvips
 
-    for number in range(PHOTOS):
-        light, tint, shapes = (texture(100 * number + 10 * band) for band in range(3))
-        light += pyvips.Image.xyz(light.width, light.height)[1] / 20 + 60
-        mask = (shapes > 0).gaussblur(0.7) / 255
-        bands = [light * (0.7 + 0.6 * mask) + tint * 0.5, light, light + 40 * mask - tint * 0.4]
-        image = bands[0].bandjoin(bands[1:]).resize(2)
-        grain = pyvips.Image.gaussnoise(image.width, image.height, mean=0, sigma=3, seed=number)
-        photo = (image + grain).cast("uchar").copy(interpretation="srgb")
-        photo.jpegsave(str(folder / f"{number}.jpg"), Q=90, keep="none")
+    light, tint, shapes = (texture(100 * number + 10 * band) for band in range(3))
+    light += pyvips.Image.xyz(light.width, light.height)[1] / 20 + 60
+    mask = (shapes > 0).gaussblur(0.7) / 255
+    bands = [light * (0.7 + 0.6 * mask) + tint * 0.5, light, light + 40 * mask - tint * 0.4]
+    image = bands[0].bandjoin(bands[1:]).resize(scale)
+    grain = pyvips.Image.gaussnoise(image.width, image.height, mean=0, sigma=3, seed=number)
+    return (image + grain).cast("uchar").copy(interpretation="srgb")
 
 
 def texture(seed: int, width: int = 2_000, height: int = 1_500) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -18,6 +18,9 @@ from starlette.requests import HTTPConnection
 from config.settings import Settings
 
 Sessions = async_sessionmaker[AsyncSession]
+# What a call to the database raises when the database is at fault, or is not there; a connection
+# that hangs when it is tried, before it is used, ends in a bare TimeoutError.
+DatabaseError = (SQLAlchemyError, OSError)
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
-from sqlalchemy import CheckConstraint, Enum, ForeignKey, Index, String
+from sqlalchemy import CheckConstraint, Enum, ForeignKey, Index, String, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import NOW, Base, Identified, Shape, storable
@@ -46,6 +46,8 @@ class Image(Identified, Base):
         )
     )
     owner_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    # Of a pending image: that its object is there, and not on its way.
+    stored: Mapped[bool] = mapped_column(server_default=false(), default=False)
     feed_id: Mapped[int | None] = mapped_column(ForeignKey("feeds.id"))
     position: Mapped[int] = mapped_column(default=0)
     # A variant is a smaller copy; it lives and dies with its original, in rows of its own.

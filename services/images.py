@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import BigInteger, any_, bindparam, select
+from sqlalchemy import BigInteger, any_, bindparam, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -46,6 +46,7 @@ async def upload(
             pointer="/images",
         )
     async with ledger.stored(db, store, owner, uploads, waiting=True) as rows, db.begin():
+        await ledger.keep(db, rows)
         return read(store, await _with_variants(db, [row.id for row in rows]))
 
 
@@ -104,7 +105,7 @@ async def describe(
 ) -> ImageRead:
     """Say in words what an image shows; raises ImageNotFound and Forbidden."""
     async with db.begin():
-        row = await _own(db, owner, image_id)
+        row = await _own(db, owner, image_id, lock=True)
         row.alt = alt
         await db.flush()
         return read(store, await _with_variants(db, [row.id]))[0]
@@ -119,6 +120,7 @@ async def mine(
         Image.owner_id == owner.id,
         Image.original_id.is_(None),
         Image.state.in_([ImageState.PENDING, ImageState.ATTACHED]),
+        Image.stored,
     )
     statement = keyset(own, Image.create_dt, Image.id, cursor, descending=True)
     async with db.begin():
@@ -142,7 +144,9 @@ async def delete(db: AsyncSession, store: ImageStore, owner: User, image_id: int
         row = await _own(db, owner, image_id, incoming=True)
         if row.feed_id is not None:
             # The feed's lock first, as whoever changes a feed takes them; then the image anew.
-            feed = await db.get_one(Feed, row.feed_id, with_for_update=True)
+            feed = await db.get(Feed, row.feed_id, with_for_update=True)
+            if feed is None:
+                raise ImageNotFound  # it went with its feed
             feed.update_dt = NOW
         row = await _own(db, owner, image_id, incoming=True, lock=True)
         keys = await ledger.condemn(db, [row])
@@ -193,9 +197,11 @@ async def _withdraw(db: AsyncSession, store: ImageStore, image_id: int) -> None:
 async def _own(
     db: AsyncSession, owner: User, image_id: int, *, incoming: bool = False, lock: bool = False
 ) -> Image:
-    hidden = [ImageState.CONDEMNED] if incoming else [ImageState.CONDEMNED, ImageState.INCOMING]
+    there = Image.stored & (Image.state != ImageState.CONDEMNED)
     found = select(Image).where(
-        Image.id == image_id, Image.original_id.is_(None), Image.state.not_in(hidden)
+        Image.id == image_id,
+        Image.original_id.is_(None),
+        or_(there, Image.state == ImageState.INCOMING) if incoming else there,
     )
     if lock:
         found = found.with_for_update().execution_options(populate_existing=True)

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 import anyio
 import structlog
 from sqlalchemy import ColumnElement, case, delete, insert, or_, select, update
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from config.db import DatabaseError
 from models.base import NOW
 from models.image import Image, ImageState
 from models.user import User
@@ -50,8 +50,12 @@ class Upload:
 # A row of the ledger, and the picture that becomes its object.
 Stored = tuple[Image, Picture | Variant]
 
+# The upload took longer than the grace, and the reaper was quicker.
+_TOO_LONG = "Storing the images took too long; nothing was changed."
 # Longer than a PUT may take (`store.PUT_PATIENCE`), so that one given up on has ended by then.
 SETTLED = timedelta(minutes=2)
+# Seconds that a request which has failed waits for the database to hear of it.
+ABANDON_PATIENCE = 5.0
 
 
 @asynccontextmanager
@@ -125,16 +129,29 @@ async def adopt(db: AsyncSession, store: ImageStore, incoming: Image, made: Imag
     image = {column: getattr(made, column) for column in taken}
     kept = ("key", "content_type", "bytes", "width", "height", "owner_id", "reap_dt")
     raw = {column: getattr(incoming, column) for column in kept}
-    variants = update(Image).where(Image.original_id == made.id).values(original_id=incoming.id)
-    await db.execute(variants)
+    of_made = update(Image).where(Image.original_id == made.id)
+    await db.execute(of_made.values(original_id=incoming.id, stored=True))
     await db.execute(delete(Image).where(Image.id == made.id))
     await db.execute(
         update(Image)
         .where(Image.id == incoming.id)
-        .values(state=ImageState.PENDING, reap_dt=NOW + store.grace, **image)
+        .values(state=ImageState.PENDING, stored=True, reap_dt=NOW + store.grace, **image)
     )
     await db.execute(insert(Image).values(state=ImageState.CONDEMNED, **raw))
     return str(raw["key"])
+
+
+async def keep(db: AsyncSession, rows: Sequence[Image]) -> None:
+    """Let stored images wait for a feed, inside the caller's transaction."""
+    kept = (
+        update(Image)
+        .where(_of([row.id for row in rows]), Image.state == ImageState.PENDING)
+        .values(stored=True)
+        .returning(Image.id)
+        .execution_options(synchronize_session=False)
+    )
+    if not {row.id for row in rows} <= set((await db.scalars(kept)).all()):
+        raise StorageUnavailable(_TOO_LONG)
 
 
 async def pending(db: AsyncSession, owner: User, image_ids: Sequence[int]) -> dict[int, Image]:
@@ -145,6 +162,7 @@ async def pending(db: AsyncSession, owner: User, image_ids: Sequence[int]) -> di
             Image.id.in_(image_ids),
             Image.owner_id == owner.id,
             Image.state == ImageState.PENDING,
+            Image.stored,
             Image.original_id.is_(None),
         )
         .with_for_update()
@@ -164,13 +182,12 @@ async def attach(db: AsyncSession, rows: Sequence[Image], *, feed_id: int) -> No
                 _of([row.id]),
                 or_(Image.state == ImageState.PENDING, Image.feed_id == feed_id),
             )
-            .values(state=ImageState.ATTACHED, feed_id=feed_id, position=position)
+            .values(state=ImageState.ATTACHED, stored=True, feed_id=feed_id, position=position)
             .returning(Image.id)
             .execution_options(synchronize_session=False)
         )
         if row.id not in attached.scalars().all():
-            # The upload took longer than the grace, and the reaper was quicker.
-            raise StorageUnavailable("Storing the images took too long; nothing was changed.")
+            raise StorageUnavailable(_TOO_LONG)
 
 
 async def condemn(db: AsyncSession, rows: Sequence[Image]) -> Sequence[str]:
@@ -209,7 +226,7 @@ async def discard(db: AsyncSession, store: ImageStore, keys: Sequence[str]) -> i
     try:
         async with db.begin():
             await db.execute(forgotten)
-    except SQLAlchemyError as error:
+    except DatabaseError as error:
         # What the caller set out to do is committed; the rows are the reaper's.
         log.warning("rows of deleted images are left to the reaper", error=str(error))
         return 0
@@ -290,9 +307,9 @@ async def _abandon(db: AsyncSession, store: ImageStore, keys: Sequence[str]) -> 
     # Shielded: a request that is cancelled cleans up as well.
     with anyio.CancelScope(shield=True):
         try:
-            async with db.begin():
+            async with asyncio.timeout(ABANDON_PATIENCE), db.begin():
                 condemned = (await db.scalars(abandoned)).all()
-        except SQLAlchemyError as error:
+        except DatabaseError as error:
             log.warning("pending images are left to the reaper", keys=keys, error=str(error))
             return
         await asyncio.gather(*(store.delete(key) for key in condemned))

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import structlog
 from sqlalchemy import select, update
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from config.db import Sessions
+from config.db import DatabaseError, Sessions
 from models.base import NOW
 from models.image import Image, ImageState
 from services.ledger import SETTLED, discard
@@ -78,7 +77,7 @@ async def _round(sessions: Sessions, store: ImageStore) -> bool:
                 gone, left = await reap(db, store)
                 if left or not gone:
                     return not left
-    except SQLAlchemyError as error:
+    except DatabaseError as error:
         log.warning("images could not be collected", error=str(error))
     except Exception:
         # A fault of ours must not end the reaper for the rest of the process's life.
