@@ -2,10 +2,11 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aioboto3
 from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.response import StreamingBody
 from aiohttp import ClientPayloadError
 from botocore.exceptions import BotoCoreError, ClientError
@@ -20,10 +21,22 @@ else:
 
 __all__ = ["MAX_CONNECTIONS", "S3Client", "S3Error", "StreamingBody", "open_s3", "require_bucket"]
 
-MAX_CONNECTIONS = 128
+MAX_CONNECTIONS = 512
+# Bytes of an answer that wait here for a slow reader, at most twice that.
+READ_BUFFER = 64 * 1024
 # What a call to the store raises when the store is at fault, or is not there.
 # An answer that breaks off halfway comes as aiohttp's own.
 S3Error = (BotoCoreError, ClientError, OSError, ClientPayloadError)
+
+
+class _Session(AIOHTTPSession):
+    """Holds less of each answer than aiohttp would, so that many slow readers cost little."""
+
+    async def _get_session(self, proxy_url: str | None) -> Any:
+        session = await super()._get_session(proxy_url)  # type: ignore[misc]
+        # aiobotocore has no setting for it; aiohttp's own is 256 KiB.
+        session._read_bufsize = READ_BUFFER
+        return session
 
 
 @asynccontextmanager
@@ -41,6 +54,7 @@ async def open_s3(settings: Settings) -> AsyncGenerator[S3Client]:
         read_timeout=15,
         retries={"mode": "standard", "total_max_attempts": 2},
         max_pool_connections=MAX_CONNECTIONS,
+        http_session_cls=_Session,
         signature_version="s3v4",  # also of forms, which botocore would sign as in 2010
         # Stores other than AWS know the path style, and seldom the newer trailing checksums.
         s3={"addressing_style": "path" if own else "auto"},

@@ -104,7 +104,7 @@ class ImageStore:
                 await self._s3.put_object(
                     Bucket=self._bucket,
                     Key=self._prefix + key,
-                    Body=await asyncio.to_thread(picture.file.read),
+                    Body=picture.file,
                     ContentType=picture.content_type,
                     CacheControl=CACHE_CONTROL,
                 )

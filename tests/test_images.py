@@ -12,7 +12,7 @@ import pyvips
 from botocore.exceptions import ClientError, EndpointConnectionError
 from sqlalchemy import func, select, update
 
-from config.s3 import open_s3, require_bucket
+from config.s3 import READ_BUFFER, open_s3, require_bucket
 from config.settings import SettingsError
 from models.base import NOW
 from models.image import Image, ImageState
@@ -459,3 +459,14 @@ async def test_the_reaper_asks_a_store_that_fails_less_and_less_often(live_app, 
         await reaper.reap_forever(live_app.state.sessions, live_app.state.images)
 
     assert pauses == [15, 15, 30, 60, 120, 240, 240, 15]
+
+
+async def test_little_of_an_image_waits_for_a_slow_reader(app, make_user, make_feed):
+    feed = await make_feed(await make_user(), images=[PNG])
+    name = feed["image_urls"][0].rpartition("/")[2]
+
+    image = await app.state.images.read(name, with_body=True)
+    buffered = image.body.content.get_read_buffer_limits()
+    image.close()
+
+    assert buffered == (READ_BUFFER, 2 * READ_BUFFER)
