@@ -13,6 +13,7 @@ from app.parts import open_parts
 from config.settings import Settings
 from services import auth, feeds
 from services.ledger import Upload
+from services.readers import Reader
 
 _NAMES = "Ada Grace Edsger Barbara Donald Radia Alan Frances Linus Margaret".split()
 _SUBJECTS = "A walk,The garden,Breakfast,Rain,The night train,The sea".split(",")
@@ -52,7 +53,8 @@ async def fill(settings: Settings, *, users: int, posts: int) -> None:
                 await feeds.create(
                     db,
                     able.images,
-                    chance.choice(authors),
+                    author := chance.choice(authors),
+                    Reader(author.id),
                     title=f"{chance.choice(_SUBJECTS)} {chance.choice(_TIMES)}",
                     content=" ".join(chance.sample(_WORDS, chance.randint(1, 4))),
                     uploads=uploads,

@@ -116,6 +116,11 @@ class Settings(BaseSettings):
     password_workers: int = Field(
         1, ge=1, le=64, description="Passwords that a process hashes at the same time."
     )
+    show_emails: bool = Field(
+        True,
+        description="Whether users see each other's e-mail addresses; if not, `author_email` is "
+        "null for all but oneself.",
+    )
     cors_origins: str = Field(
         "*", description="Origins whose pages may call the API, separated by commas; `*` is any."
     )

@@ -5,21 +5,47 @@ from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
-from sqlalchemy import ForeignKey, Index
+from sqlalchemy import ARRAY, BigInteger, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, CursorQuery, Identified, Shape, Timed, storable
+from models.base import NOW, Base, CursorQuery, Identified, Shape, Timed, storable
 from models.image import ImageRead
+
+DELETED = text("deleted_dt IS NOT NULL")
 
 
 class Feed(Identified, Timed, Base):
     __tablename__ = "feeds"
     # Each list order is one index, read forwards or backwards; the id breaks ties.
-    __table_args__ = (Index(None, "create_dt", "id"), Index(None, "update_dt", "id"))
+    __table_args__ = (
+        Index(None, "create_dt", "id", postgresql_where=text("deleted_dt IS NULL")),
+        Index(None, "update_dt", "id", postgresql_where=text("deleted_dt IS NULL")),
+        Index(None, "author_id", "create_dt", "id", postgresql_where=text("deleted_dt IS NULL")),
+        # What can still be restored, by its author and by time.
+        Index("ix_feeds_deleted", "author_id", "deleted_dt", postgresql_where=DELETED),
+        Index("ix_feeds_deleted_dt", "deleted_dt", postgresql_where=DELETED),
+    )
 
     title: Mapped[str]
     content: Mapped[str]
-    author_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
+    author_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    # Kept in the transaction of each like and each comment.
+    like_count: Mapped[int] = mapped_column(server_default="0", default=0)
+    comment_count: Mapped[int] = mapped_column(server_default="0", default=0)
+    deleted_dt: Mapped[datetime | None]
+
+
+class FeedRevision(Identified, Base):
+    """A feed as it was until it was changed."""
+
+    __tablename__ = "feed_revisions"
+
+    feed_id: Mapped[int] = mapped_column(ForeignKey("feeds.id", ondelete="CASCADE"), index=True)
+    title: Mapped[str]
+    content: Mapped[str]
+    image_ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    # Until when it was so.
+    create_dt: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 Title = Annotated[str, StringConstraints(min_length=1, max_length=200), storable]
@@ -30,13 +56,20 @@ class FeedRead(Shape):
     id: int = Field(examples=[1])
     title: str = Field(examples=["Two days in Jeonju"])
     content: str = Field(examples=["Bibimbap, and a walk through the old town."])
-    author_email: str = Field(examples=["ada@example.com"])
+    author_id: int = Field(examples=[1])
+    author_email: str | None = Field(
+        description="Null where the instance does not show addresses to others.",
+        examples=["ada@example.com"],
+    )
     author_nickname: str = Field(examples=["Ada"])
     image_urls: list[str] = Field(
         description="Absolute URLs, in the order of their upload.",
         examples=[["http://localhost:8000/images/DmqkLjB9nV0aXjMzV0yq3A.jpg"]],
     )
     images: list[ImageRead] = Field(description="The same images, with all that a gallery needs.")
+    like_count: int = Field(examples=[3])
+    comment_count: int = Field(examples=[2])
+    liked: bool | None = Field(description="Whether I like it; null for whoever is not signed in.")
     create_dt: datetime
     update_dt: datetime
 

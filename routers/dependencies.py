@@ -24,6 +24,7 @@ from services.errors import (
     UnsupportedMediaType,
 )
 from services.passwords import Passwords
+from services.readers import Reader
 from services.store import ImageStore
 from services.tokens import Tokens
 
@@ -67,6 +68,19 @@ async def _current_user(
 
 
 CurrentUser = Annotated[User, Depends(_current_user)]
+
+
+async def _reader(
+    request: Request, tokens: AccessTokens, token: Annotated[str | None, Depends(_bearer)]
+) -> Reader:
+    """Anybody may read; a token that is sent has to be good, so that nobody reads as a stranger
+    without knowing it."""
+    settings: Settings = request.app.state.settings
+    reader_id = None if token is None else tokens.user_id(token)
+    return Reader(reader_id, settings.show_emails)
+
+
+CurrentReader = Annotated[Reader, Depends(_reader)]
 
 
 def known_parameters(request: Request) -> None:

@@ -9,6 +9,7 @@ from models.base import MAX_ID, NO_NUL, Message, Shape
 from models.feed import Content, FeedRead, ListQuery, Title
 from routers.dependencies import (
     LINK,
+    CurrentReader,
     CurrentUser,
     Db,
     Id,
@@ -77,6 +78,7 @@ async def create_feed(
     db: Db,
     images: Images,
     author: CurrentUser,
+    reader: CurrentReader,
     form: Annotated[FeedCreate, Form(media_type="multipart/form-data")],
 ) -> FeedRead:
     """Post a feed with its images: all of it, or nothing."""
@@ -84,6 +86,7 @@ async def create_feed(
         db,
         images,
         author,
+        reader,
         title=form.title,
         content=form.content,
         image_ids=form.image_ids,
@@ -91,16 +94,19 @@ async def create_feed(
     )
 
 
-@router.get("/read/{feed_id}", summary="Read a feed", responses=refuses(FeedNotFound))
-async def read_feed(db: Db, images: Images, feed_id: Id) -> FeedRead:
+@router.get(
+    "/read/{feed_id}", summary="Read a feed", responses=refuses(NotAuthenticated, FeedNotFound)
+)
+async def read_feed(db: Db, images: Images, reader: CurrentReader, feed_id: Id) -> FeedRead:
     """One feed; anybody may."""
-    return await feeds.read(db, images, feed_id)
+    return await feeds.read(db, images, reader, feed_id)
 
 
 @router.get(
     "/list",
     summary="List feeds",
-    responses={
+    responses=refuses(NotAuthenticated)
+    | {
         200: {
             "headers": {
                 "Link": LINK,
@@ -115,12 +121,13 @@ async def read_feed(db: Db, images: Images, feed_id: Id) -> FeedRead:
 async def list_feeds(
     db: Db,
     images: Images,
+    reader: CurrentReader,
     request: Request,
     response: Response,
     query: Annotated[ListQuery, Query()],
 ) -> list[FeedRead]:
     """A page of all feeds, newest first unless `sort_by` says otherwise; anybody may."""
-    page = await feeds.page(db, images, query)
+    page = await feeds.page(db, images, reader, query)
     link_next(request, response, page.next)
     if page.total is not None:
         response.headers["X-Total-Count"] = str(page.total)
@@ -138,6 +145,7 @@ async def update_feed(
     db: Db,
     images: Images,
     editor: CurrentUser,
+    reader: CurrentReader,
     feed_id: Id,
     form: Annotated[FeedUpdate, Form(media_type="multipart/form-data")],
 ) -> FeedRead:
@@ -146,6 +154,7 @@ async def update_feed(
         db,
         images,
         editor,
+        reader,
         feed_id,
         title=form.title,
         content=form.content,

@@ -4,37 +4,51 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, bindparam, exists, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from models.base import NOW
 from models.feed import Feed, FeedRead, ListQuery, SortBy
 from models.image import Image
+from models.like import FeedLike
 from models.user import User
 from services import ledger
 from services.cursors import Cursor, Page, keyset
 from services.errors import FeedNotFound, Forbidden, InvalidInput
 from services.images import of_feeds
 from services.ledger import Upload
+from services.readers import Reader
 from services.store import ImageStore
 
 # Two statements show a feed or a page of them, however many images they have: this, and
 # `images.of_feeds`.
-_SHOWN = select(
-    Feed.id,
-    Feed.title,
-    Feed.content,
-    User.email.label("author_email"),
-    User.nickname.label("author_nickname"),
-    Feed.create_dt,
-    Feed.update_dt,
-).join(User, User.id == Feed.author_id)
+_LIKED = exists().where(
+    FeedLike.feed_id == Feed.id, FeedLike.user_id == bindparam("reader_id", type_=BigInteger)
+)
+_SHOWN = (
+    select(
+        Feed.id,
+        Feed.title,
+        Feed.content,
+        Feed.author_id,
+        User.email.label("author_email"),
+        User.nickname.label("author_nickname"),
+        Feed.like_count,
+        Feed.comment_count,
+        _LIKED.label("liked"),
+        Feed.create_dt,
+        Feed.update_dt,
+    )
+    .join(User, User.id == Feed.author_id)
+    .where(Feed.deleted_dt.is_(None))
+)
 
 
 async def create(
     db: AsyncSession,
     images: ImageStore,
     author: User,
+    reader: Reader,
     *,
     title: str,
     content: str,
@@ -56,23 +70,27 @@ async def create(
         db.add(feed)
         await db.flush()
         await ledger.attach(db, [*earlier, *rows], feed_id=feed.id)
-        return await _shown(db, images, feed.id)
+        return await _shown(db, images, reader, feed.id)
 
 
-async def read(db: AsyncSession, images: ImageStore, feed_id: int) -> FeedRead:
+async def read(db: AsyncSession, images: ImageStore, reader: Reader, feed_id: int) -> FeedRead:
     """One feed; raises FeedNotFound."""
     async with db.begin():
-        return await _shown(db, images, feed_id)
+        return await _shown(db, images, reader, feed_id)
 
 
-async def page(db: AsyncSession, images: ImageStore, query: ListQuery) -> Page[FeedRead]:
-    """A page of all feeds; raises InvalidInput for a cursor that does not fit."""
+async def page(
+    db: AsyncSession, images: ImageStore, reader: Reader, query: ListQuery, *of: ColumnElement[bool]
+) -> Page[FeedRead]:
+    """A page of all feeds, or `of` some; raises InvalidInput for a cursor that does not fit."""
     statement, sort_by = _page_statement(query)
     async with db.begin():
         # One more than asked for says whether there is a next page, without counting.
-        rows = (await db.execute(statement.limit(query.limit + 1))).all()
-        feeds = await _feeds(db, images, rows[: query.limit])
-        total = await db.scalar(select(func.count()).select_from(Feed)) if query.total else None
+        found = statement.where(*of).limit(query.limit + 1)
+        rows = (await db.execute(found, {"reader_id": reader.id})).all()
+        feeds = await _feeds(db, images, reader, rows[: query.limit])
+        counted = select(func.count()).select_from(Feed).where(Feed.deleted_dt.is_(None), *of)
+        total = await db.scalar(counted) if query.total else None
     following = None
     if len(rows) > query.limit:
         last = feeds[-1]
@@ -85,6 +103,7 @@ async def update(
     db: AsyncSession,
     images: ImageStore,
     editor: User,
+    reader: Reader,
     feed_id: int,
     *,
     title: str | None,
@@ -114,7 +133,7 @@ async def update(
         if rows or removed or image_ids or title is not None or content is not None:
             feed.update_dt = NOW
         await db.flush()
-        changed = await _shown(db, images, feed_id)
+        changed = await _shown(db, images, reader, feed_id)
     await ledger.discard(db, images, discarded)
     return changed
 
@@ -144,20 +163,27 @@ def _page_statement(query: ListQuery) -> tuple[Select[*tuple[Any, ...]], SortBy]
     return statement.offset(query.skip or None), sort_by
 
 
-async def _shown(db: AsyncSession, images: ImageStore, feed_id: int) -> FeedRead:
-    rows = (await db.execute(_SHOWN.where(Feed.id == feed_id))).all()
+async def _shown(db: AsyncSession, images: ImageStore, reader: Reader, feed_id: int) -> FeedRead:
+    found = _SHOWN.where(Feed.id == feed_id)
+    rows = (await db.execute(found, {"reader_id": reader.id})).all()
     if not rows:
         raise FeedNotFound
-    return (await _feeds(db, images, rows))[0]
+    return (await _feeds(db, images, reader, rows))[0]
 
 
 async def _feeds(
-    db: AsyncSession, images: ImageStore, rows: Sequence[Row[*tuple[Any, ...]]]
+    db: AsyncSession, images: ImageStore, reader: Reader, rows: Sequence[Row[*tuple[Any, ...]]]
 ) -> list[FeedRead]:
     shown = await of_feeds(db, images, [row.id for row in rows])
     return [
         FeedRead(
-            **row._mapping, image_urls=[image.url for image in shown[row.id]], images=shown[row.id]
+            **dict(row._mapping)
+            | {
+                "author_email": reader.email(row.author_email, of=row.author_id),
+                "liked": None if reader.id is None else row.liked,
+            },
+            image_urls=[image.url for image in shown[row.id]],
+            images=shown[row.id],
         )
         for row in rows
     ]

@@ -280,6 +280,11 @@ def files(field: str, *images: bytes) -> list[tuple[str, tuple[str, io.BytesIO]]
     return [(field, (f"{n}.bin", io.BytesIO(data))) for n, data in enumerate(images)]
 
 
+def to_anybody(feed: Json) -> Json:
+    """A feed, as its author was shown it, as it is shown to whoever is not signed in."""
+    return feed | {"liked": None}
+
+
 @pytest.fixture
 def make_feed(client: httpx.AsyncClient) -> Callable[..., Awaitable[Json]]:
     """Post a feed with `images` (a list of bytes)."""
