@@ -26,7 +26,7 @@ from config.db import Sessions, open_engine, session_factory
 from config.s3 import open_s3, require_bucket
 from config.settings import Settings, SettingsError
 from models.problem import Problem
-from routers import auth, feeds, health, images
+from routers import auth, deleted, feeds, health, images
 from routers import problems as problem_pages
 from services.passwords import Passwords
 from services.pictures import Limits, open_cleaner
@@ -53,6 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     _add_middleware(app, settings)
     app.include_router(auth.router, max_body_size=64 * KIB)
+    app.include_router(deleted.router, max_body_size=0)
     for router in (feeds.router, images.api):
         app.include_router(
             router,
@@ -132,7 +133,8 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncGenerator[None]:
         app.state.images = able.images
         app.state.passwords = able.passwords
         app.state.tokens = able.tokens
-        async with _background(reap_forever(able.sessions, able.images)):
+        reaping = reap_forever(able.sessions, able.images, restorable=settings.restorable)
+        async with _background(reaping):
             yield
 
 

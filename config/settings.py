@@ -1,5 +1,6 @@
 """Everything that the environment may change, each with a line of why."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -116,6 +117,12 @@ class Settings(BaseSettings):
     password_workers: int = Field(
         1, ge=1, le=64, description="Passwords that a process hashes at the same time."
     )
+    restore_days: int = Field(
+        7,
+        ge=0,
+        le=365,
+        description="Days in which authors can restore what they deleted; 0: it is gone at once.",
+    )
     show_emails: bool = Field(
         True,
         description="Whether users see each other's e-mail addresses; if not, `author_email` is "
@@ -170,6 +177,11 @@ class Settings(BaseSettings):
     def widths(self) -> tuple[int, ...]:
         """The widths of variants in pixels, narrowest first; 0 is none."""
         return tuple(sorted({int(width) for width in self.image_widths.split(",")} - {0}))
+
+    @property
+    def restorable(self) -> timedelta:
+        """How long what is deleted can be restored."""
+        return timedelta(days=self.restore_days)
 
     @property
     def base_url(self) -> str:

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 from sqlalchemy import ARRAY, BigInteger, ForeignKey, Index, text
@@ -72,6 +72,27 @@ class FeedRead(Shape):
     liked: bool | None = Field(description="Whether I like it; null for whoever is not signed in.")
     create_dt: datetime
     update_dt: datetime
+
+
+class FeedRevisionRead(Shape):
+    """A feed as it was."""
+
+    id: int = Field(examples=[9])
+    title: str = Field(examples=["Two days in Jeonju"])
+    content: str = Field(examples=["Bibimbap, and a walk."])
+    image_ids: list[int] = Field(description="In order; some may be deleted.", examples=[[3, 4]])
+    create_dt: datetime = Field(description="Until when it was so.")
+
+
+class Deleted(Shape):
+    """Something of mine that I deleted and can restore."""
+
+    kind: Literal["feed", "comment"]
+    id: int = Field(examples=[1])
+    title: str | None = Field(description="Of a feed.", examples=["Two days in Jeonju"])
+    content: str = Field(examples=["Bibimbap, and a walk."])
+    deleted_dt: datetime
+    restorable_until: datetime
 
 
 class SortBy(StrEnum):

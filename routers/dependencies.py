@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from datetime import timedelta
 from typing import Annotated
 from urllib.parse import urlencode
 
@@ -80,6 +81,13 @@ async def _reader(
     return Reader(reader_id, settings.show_emails)
 
 
+def _restorable(request: Request) -> timedelta:
+    settings: Settings = request.app.state.settings
+    return settings.restorable
+
+
+# How long what is deleted can be restored.
+Restorable = Annotated[timedelta, Depends(_restorable)]
 CurrentReader = Annotated[Reader, Depends(_reader)]
 
 

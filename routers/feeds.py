@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from models.base import MAX_ID, NO_NUL, Message, Shape
-from models.feed import Content, FeedRead, ListQuery, Title
+from models.base import MAX_ID, NO_NUL, CursorQuery, Message, Shape
+from models.feed import Content, FeedRead, FeedRevisionRead, ListQuery, Title
 from routers.dependencies import (
     LINK,
     CurrentReader,
@@ -14,13 +14,14 @@ from routers.dependencies import (
     Db,
     Id,
     Images,
+    Restorable,
     known_body,
     known_parameters,
     link_next,
 )
 from routers.forms import BLANK, UPLOADS, Files, chosen, named, parts
 from routers.problems import refuses
-from services import feeds
+from services import feeds, history
 from services.errors import (
     ContentTooLarge,
     DatabaseUnavailable,
@@ -169,7 +170,46 @@ async def update_feed(
     summary="Delete a feed",
     responses=refuses(NotAuthenticated, Forbidden, FeedNotFound),
 )
-async def delete_feed(db: Db, images: Images, editor: CurrentUser, feed_id: Id) -> Message:
-    """Delete a feed and its images; only the author may."""
-    await feeds.delete(db, images, editor, feed_id)
+async def delete_feed(
+    db: Db, images: Images, editor: CurrentUser, feed_id: Id, restorable: Restorable
+) -> Message:
+    """Delete a feed and its images; only the author may, who can restore it for some days."""
+    await feeds.delete(db, images, editor, feed_id, restorable=restorable)
     return Message(message="Feed Deleted")
+
+
+@router.post(
+    "/restore/{feed_id}",
+    summary="Restore a feed",
+    responses=refuses(NotAuthenticated, Forbidden, FeedNotFound),
+)
+async def restore_feed(
+    db: Db,
+    images: Images,
+    editor: CurrentUser,
+    reader: CurrentReader,
+    feed_id: Id,
+    restorable: Restorable,
+) -> FeedRead:
+    """Bring a feed back that I deleted, with all that it had."""
+    return await feeds.restore(db, images, editor, reader, feed_id, restorable=restorable)
+
+
+@router.get(
+    "/history/{feed_id}",
+    summary="See how a feed was",
+    responses=refuses(NotAuthenticated, Forbidden, FeedNotFound)
+    | {200: {"headers": {"Link": LINK}}},
+)
+async def list_revisions(
+    db: Db,
+    editor: CurrentUser,
+    feed_id: Id,
+    request: Request,
+    response: Response,
+    query: Annotated[CursorQuery, Query()],
+) -> list[FeedRevisionRead]:
+    """How one of my feeds was before each change, latest first."""
+    page = await history.page(db, editor, feed_id, query)
+    link_next(request, response, page.next)
+    return page.items

@@ -54,7 +54,12 @@ router = APIRouter(
     tags=["Images"],
     dependencies=[Depends(known_parameters), Depends(known_body)],
     responses=refuses(
-        ImageNotFound, ContentTooLarge, RangeNotSatisfiable, InvalidInput, StorageUnavailable
+        ImageNotFound,
+        ContentTooLarge,
+        RangeNotSatisfiable,
+        InvalidInput,
+        StorageUnavailable,
+        DatabaseUnavailable,
     )
     | {
         200: {
@@ -89,6 +94,7 @@ Name = Annotated[
 @router.get("/{name}", summary="Load an image", response_class=StreamingResponse)
 async def load_image(
     request: Request,
+    db: Db,
     images: Images,
     name: Name,
     range_: Annotated[str | None, Header(alias="Range")] = None,
@@ -101,6 +107,7 @@ async def load_image(
         conditions["Range"] = range_
     if if_none_match:
         conditions["IfNoneMatch"] = if_none_match
+    await service.require_shown(db, images, name)
     image = await images.read(name, with_body=with_body, **conditions)
     headers = image.headers | {
         "accept-ranges": "bytes",

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Row, Select, bindparam, exists, func, select
+from sqlalchemy import delete as delete_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from models.base import NOW
@@ -12,7 +14,7 @@ from models.feed import Feed, FeedRead, ListQuery, SortBy
 from models.image import Image
 from models.like import FeedLike
 from models.user import User
-from services import ledger
+from services import history, ledger
 from services.cursors import Cursor, Page, keyset
 from services.errors import FeedNotFound, Forbidden, InvalidInput
 from services.images import of_feeds
@@ -125,26 +127,75 @@ async def update(
         await _changing(db, images, editor, feed_id, change)
     async with ledger.stored(db, images, editor, uploads) as rows, db.begin():
         feed, kept, removed = await _changing(db, images, editor, feed_id, change)
+        changes = bool(rows or removed or image_ids or title is not None or content is not None)
+        if changes:
+            await history.record(db, feed_id)
         discarded = await ledger.condemn(db, removed)
         if rows or removed or image_ids:
             await ledger.attach(db, [*kept, *rows], feed_id=feed_id)
         feed.title = feed.title if title is None else title
         feed.content = feed.content if content is None else content
-        if rows or removed or image_ids or title is not None or content is not None:
-            feed.update_dt = NOW
+        feed.update_dt = NOW if changes else feed.update_dt
         await db.flush()
         changed = await _shown(db, images, reader, feed_id)
     await ledger.discard(db, images, discarded)
     return changed
 
 
-async def delete(db: AsyncSession, images: ImageStore, editor: User, feed_id: int) -> None:
-    """Delete a feed and its images; raises FeedNotFound and Forbidden, never for S3's sake."""
+async def delete(
+    db: AsyncSession, images: ImageStore, editor: User, feed_id: int, *, restorable: timedelta
+) -> None:
+    """Delete a feed and its images; for a while the author can bring them back, if there is one.
+
+    Raises FeedNotFound and Forbidden, never anything for S3's sake.
+    """
     async with db.begin():
         feed = await _own(db, editor, feed_id)
-        discarded = await ledger.condemn(db, await _images(db, feed_id))
-        await db.delete(feed)
+        feed.deleted_dt = NOW
+        if restorable:
+            return
+        await db.flush()
+        discarded = await _remove(db, [feed])
     await ledger.discard(db, images, discarded)
+
+
+async def restore(
+    db: AsyncSession,
+    images: ImageStore,
+    editor: User,
+    reader: Reader,
+    feed_id: int,
+    *,
+    restorable: timedelta,
+) -> FeedRead:
+    """Bring a deleted feed back; raises FeedNotFound when it is too late, and Forbidden."""
+    since = Feed.deleted_dt > NOW - restorable
+    async with db.begin():
+        feed = await db.scalar(
+            select(Feed).where(Feed.id == feed_id, since).with_for_update(key_share=True)
+        )
+        if feed is None:
+            raise FeedNotFound
+        if feed.author_id != editor.id:
+            raise Forbidden
+        feed.deleted_dt = None
+        await db.flush()
+        return await _shown(db, images, reader, feed_id)
+
+
+async def purge(db: AsyncSession, *, restorable: timedelta, batch: int = 100) -> int:
+    """Remove feeds that cannot be restored any more; gives how many. Their images are condemned."""
+    over = (
+        select(Feed)
+        .where(Feed.deleted_dt <= NOW - restorable)
+        .order_by(Feed.deleted_dt)
+        .limit(batch)
+        .with_for_update(skip_locked=True)
+    )
+    async with db.begin():
+        feeds = (await db.scalars(over)).all()
+        await _remove(db, feeds)
+    return len(feeds)
 
 
 def _page_statement(query: ListQuery) -> tuple[Select[*tuple[Any, ...]], SortBy]:
@@ -189,10 +240,19 @@ async def _feeds(
     ]
 
 
+async def _remove(db: AsyncSession, feeds: Sequence[Feed]) -> Sequence[str]:
+    """Delete feeds for good, inside the caller's transaction; gives the keys to discard."""
+    ids = [feed.id for feed in feeds]
+    shown = select(Image).where(Image.feed_id.in_(ids), Image.original_id.is_(None))
+    discarded = await ledger.condemn(db, (await db.scalars(shown)).all())
+    await db.execute(delete_(Feed).where(Feed.id.in_(ids)))
+    return discarded
+
+
 async def _own(db: AsyncSession, editor: User, feed_id: int) -> Feed:
     """The feed, locked until the transaction ends; raises FeedNotFound and Forbidden."""
     feed = await db.get(Feed, feed_id, with_for_update=True, populate_existing=True)
-    if feed is None:
+    if feed is None or feed.deleted_dt is not None:
         raise FeedNotFound
     if feed.author_id != editor.id:
         raise Forbidden

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import BigInteger, any_, bindparam, or_, select
+from sqlalchemy import BigInteger, String, any_, bindparam, exists, literal, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -18,7 +18,7 @@ from models.image import (
     VariantRead,
 )
 from models.user import User
-from services import ledger, quotas
+from services import history, ledger, quotas
 from services.cursors import Cursor, Page, keyset
 from services.errors import (
     DamagedImage,
@@ -138,6 +138,13 @@ async def mine(
     return Page(items, following)
 
 
+async def require_shown(db: AsyncSession, store: ImageStore, name: str) -> None:
+    """Raise ImageNotFound unless there is an image of this name, and its feed is not deleted."""
+    async with db.begin():
+        if not await db.scalar(_IS_SHOWN, {"key": store.key(name)}):
+            raise ImageNotFound
+
+
 async def delete(db: AsyncSession, store: ImageStore, owner: User, image_id: int) -> None:
     """Delete an image, also from the feed that shows it; raises ImageNotFound and Forbidden."""
     async with db.begin():
@@ -147,6 +154,7 @@ async def delete(db: AsyncSession, store: ImageStore, owner: User, image_id: int
             feed = await db.get(Feed, row.feed_id, with_for_update=True)
             if feed is None:
                 raise ImageNotFound  # it went with its feed
+            await history.record(db, feed.id)
             feed.update_dt = NOW
         row = await _own(db, owner, image_id, incoming=True, lock=True)
         keys = await ledger.condemn(db, [row])
@@ -176,6 +184,11 @@ def read(store: ImageStore, rows: Sequence[Image]) -> list[ImageRead]:
     return list(originals.values())
 
 
+_IS_SHOWN = select(literal(True)).where(
+    Image.key == bindparam("key", type_=String),
+    Image.state.in_([ImageState.PENDING, ImageState.ATTACHED]),
+    ~exists().where(Feed.id == Image.feed_id, Feed.deleted_dt.is_not(None)),
+)
 # An original comes before its variants, and those by their width.
 _OF_FEEDS = (
     select(Image)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 
 import structlog
 from sqlalchemy import select, update
@@ -10,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from config.db import DatabaseError, Sessions
 from models.base import NOW
 from models.image import Image, ImageState
+from services import feeds
 from services.ledger import SETTLED, discard
 from services.store import ImageStore
 
@@ -61,18 +63,21 @@ async def reap(db: AsyncSession, store: ImageStore) -> tuple[int, int]:
     return gone, len(keys) - gone
 
 
-async def reap_forever(sessions: Sessions, store: ImageStore) -> None:
+async def reap_forever(sessions: Sessions, store: ImageStore, *, restorable: timedelta) -> None:
     """The service's own reaper: a round now and then, and seldom while rounds fail."""
     pause = REAP_EVERY
     while True:
-        pause = REAP_EVERY if await _round(sessions, store) else min(2 * pause, REAP_AT_LEAST_EVERY)
+        collected = await _round(sessions, store, restorable)
+        pause = REAP_EVERY if collected else min(2 * pause, REAP_AT_LEAST_EVERY)
         await asyncio.sleep(pause)
 
 
-async def _round(sessions: Sessions, store: ImageStore) -> bool:
+async def _round(sessions: Sessions, store: ImageStore, restorable: timedelta) -> bool:
     """Collect all that is due; False, and a line in the log, when something failed."""
     try:
         async with sessions() as db:
+            while await feeds.purge(db, restorable=restorable):
+                pass
             while True:
                 gone, left = await reap(db, store)
                 if left or not gone:

@@ -97,6 +97,12 @@ class ImageStore:
         """Where clients load an object; the database keeps keys, so that this may change."""
         return self._base_url + key
 
+    def key(self, name: str) -> str:
+        """The key of what is served under a name; raises ImageNotFound if nothing can be."""
+        if not _NAME.fullmatch(name):
+            raise ImageNotFound
+        return SHOWN + name
+
     async def put(self, key: str, picture: Picture | Variant) -> None:
         """Write one object; raises StorageUnavailable."""
         try:
@@ -129,14 +135,12 @@ class ImageStore:
 
         Raises ImageNotFound, RangeNotSatisfiable and StorageUnavailable.
         """
-        if not _NAME.fullmatch(name):
-            raise ImageNotFound  # not one of ours, so the store is not asked
         ask: Any = self._s3.get_object if with_body else self._s3.head_object
         try:
             async with asyncio.timeout(READ_PATIENCE):
                 await self._reads.acquire()
                 try:
-                    key = self._prefix + SHOWN + name
+                    key = self._prefix + self.key(name)
                     found = await ask(Bucket=self._bucket, Key=key, **conditions)
                 except BaseException:
                     self._reads.release()

@@ -47,8 +47,11 @@ _GIVEN = {name: os.environ.pop(name.upper(), None) for name in Settings.model_fi
 
 
 def make_settings(**changes: Any) -> Settings:
-    """Settings that do not depend on the machine's environment or on a `.env`."""
-    return Settings(_env_file=None, **({"secret_key": SECRET} | changes))
+    """Settings that do not depend on the machine's environment or on a `.env`.
+
+    What is deleted is gone at once, unless a test says otherwise.
+    """
+    return Settings(_env_file=None, **({"secret_key": SECRET, "restore_days": 0} | changes))
 
 
 @contextmanager

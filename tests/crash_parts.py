@@ -120,7 +120,7 @@ class Service(Board):
         # A grace that no run outlives: what was uploaded and acknowledged has to stay.
         self.environment |= {"PORT": str(self.port), "PUBLIC_URL": self.url, "IMAGE_GRACE": "86400"}
         # What killed requests leave waits for a day here, and is not to be the clients' quota.
-        self.environment |= {"MAX_PENDING_IMAGES": "100000"}
+        self.environment |= {"MAX_PENDING_IMAGES": "100000", "RESTORE_DAYS": "0"}
         self.environment |= {"ACCESS_LOG": "false", "ACCESS_TOKEN_MINUTES": "1440"}
 
     def serve_with(self, workers: int) -> None:

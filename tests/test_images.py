@@ -6,6 +6,7 @@ The storage tests run on moto's server (or the given store) and once more on Sea
 import asyncio
 import itertools
 from contextlib import closing, contextmanager, suppress
+from datetime import timedelta
 
 import pytest
 import pyvips
@@ -21,9 +22,10 @@ from services import store as store_module
 from services.bucket import Bucket
 from services.fsck import Kind, Tally, survey
 from services.ledger import SETTLED
-from tests.conftest import bearer, client_of, files, make_settings, user_maker
+from tests.conftest import bearer, client_of, files, make_settings, to_anybody, user_maker
 from tests.pictures import annotated_png, camera_jpeg
 
+DAY = timedelta(days=1)
 PNG = annotated_png()
 JPEG = camera_jpeg()
 
@@ -218,7 +220,7 @@ async def test_a_failure_after_the_images_were_stored_takes_them_back(
     assert failed.status_code == 500
     assert await stored_keys() == set()
     assert await states(db) == {ImageState.CONDEMNED: 2}
-    assert (await client.get("/api/feed/list")).json() == [feed]
+    assert (await client.get("/api/feed/list")).json() == [to_anybody(feed)]
 
 
 async def test_what_arrives_after_it_was_given_up_on_is_collected_as_well(
@@ -293,17 +295,20 @@ async def test_the_service_collects_by_itself(live_app, live_client, monkeypatch
     async with live_app.state.sessions() as db:
         async with db.begin():
             db.add(pending(author["id"], reap_dt=NOW, state=ImageState.CONDEMNED))
-        reaping = asyncio.create_task(reaper.reap_forever(live_app.state.sessions, images))
+        reaping = asyncio.create_task(
+            reaper.reap_forever(live_app.state.sessions, images, restorable=DAY)
+        )
         async with asyncio.timeout(10):
             while await states(db, owner_id=author["id"]):
                 await asyncio.sleep(0.02)
     reaping.cancel()
 
 
-async def test_an_unreachable_store_is_said_when_an_image_is_loaded(make_app):
+async def test_an_unreachable_store_is_said_when_an_image_is_loaded(make_app, make_user, make_feed):
+    (url,) = (await make_feed(await make_user(), images=[PNG]))["image_urls"]
     app = await make_app(s3_endpoint_url="http://127.0.0.1:1")
     async with client_of(app) as client:
-        unread = await client.get("/images/abcdefghijklmnopqrstuv.png")
+        unread = await client.get(url)
 
     assert unread.status_code == 503
     assert unread.json()["type"] == "/problems/storage-unavailable"
@@ -323,9 +328,10 @@ async def mute():
 
 
 async def test_a_store_that_never_answers_costs_a_bounded_time_and_blocks_nobody(
-    make_app, make_user, mute, monkeypatch
+    make_app, make_user, make_feed, mute, monkeypatch
 ):
     author = await make_user()
+    (url,) = (await make_feed(author, images=[PNG]))["image_urls"]
     for patience in ("PUT_PATIENCE", "READ_PATIENCE", "DELETE_PATIENCE"):
         monkeypatch.setattr(store_module, patience, 0.3)
     app = await make_app(s3_endpoint_url=mute)
@@ -338,7 +344,7 @@ async def test_a_store_that_never_answers_costs_a_bounded_time_and_blocks_nobody
                 headers=bearer(author),
             )
             assert refused.status_code == 503
-        unread = await client.get("/images/abcdefghijklmnopqrstuv.png")
+        unread = await client.get(url)
         posted = await client.post(
             "/api/feed/create", data={"title": "T", "content": "C"}, headers=bearer(author)
         )
@@ -450,13 +456,13 @@ async def test_the_reaper_asks_a_store_that_fails_less_and_less_often(live_app, 
 
     failing = itertools.chain([True, True] + [False] * 5, itertools.repeat(True))
 
-    async def round_(sessions, images):
+    async def round_(sessions, images, restorable):
         return next(failing)
 
     monkeypatch.setattr(reaper, "_round", round_)
     monkeypatch.setattr(reaper.asyncio, "sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
-        await reaper.reap_forever(live_app.state.sessions, live_app.state.images)
+        await reaper.reap_forever(live_app.state.sessions, live_app.state.images, restorable=DAY)
 
     assert pauses == [15, 15, 30, 60, 120, 240, 240, 15]
 

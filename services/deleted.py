@@ -1,0 +1,64 @@
+"""What somebody has deleted and can restore: feeds and comments."""
+
+from datetime import timedelta
+
+from sqlalchemy import literal, null, select, tuple_, union_all
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from models.base import NOW, CursorQuery
+from models.comment import Comment
+from models.feed import Deleted, Feed, SortBy
+from models.user import User
+from services.cursors import Cursor, Page
+
+# Their ids interleaved, so that a time and one number say where a page of both ended.
+_FEEDS = select(
+    literal("feed").label("kind"),
+    Feed.id,
+    Feed.title,
+    Feed.content,
+    Feed.deleted_dt,
+    (Feed.id * 2).label("place"),
+)
+_COMMENTS = select(
+    literal("comment"),
+    Comment.id,
+    null(),
+    Comment.content,
+    Comment.deleted_dt,
+    (Comment.id * 2 + 1),
+)
+
+
+async def page(
+    db: AsyncSession, user: User, query: CursorQuery, *, restorable: timedelta
+) -> Page[Deleted]:
+    """A page of both, latest first; raises InvalidInput for a bad cursor."""
+    cursor = Cursor.decode(query.cursor) if query.cursor else None
+    since = NOW - restorable
+    both = union_all(
+        _FEEDS.where(Feed.author_id == user.id, Feed.deleted_dt > since),
+        _COMMENTS.where(Comment.author_id == user.id, Comment.deleted_dt > since),
+    ).subquery()
+    here = tuple_(both.c.deleted_dt, both.c.place)
+    found = select(both).order_by(both.c.deleted_dt.desc(), both.c.place.desc())
+    if cursor is not None:
+        found = found.where(here < tuple_(cursor.time, cursor.id))
+    async with db.begin():
+        rows = (await db.execute(found.limit(query.limit + 1))).all()
+    items = [
+        Deleted(
+            kind=row.kind,
+            id=row.id,
+            title=row.title,
+            content=row.content,
+            deleted_dt=row.deleted_dt,
+            restorable_until=row.deleted_dt + restorable,
+        )
+        for row in rows[: query.limit]
+    ]
+    following = None
+    if len(rows) > query.limit:
+        last = rows[query.limit - 1]
+        following = Cursor(SortBy.CREATE_DT_DESC, last.deleted_dt, last.place)
+    return Page(items, following)
