@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make requirements"
 
-.PHONY: run install test check lint types fuzz crashes bench requirements clean
+.PHONY: run install test check lint types fuzz crashes walk bench requirements clean
 
 run: install
 	@$(BIN)/feedboard serve
@@ -34,6 +34,10 @@ fuzz: $(VENV)/dev.stamp
 # The long form of the proof that nothing is lost: kills the service 200 times, and what it needs.
 crashes: $(VENV)/dev.stamp
 	FEEDBOARD_CRASHES=200 $(BIN)/pytest -s tests/test_crashes.py
+
+# The long form of walking a list of 100 000 feeds while others write.
+walk: $(VENV)/dev.stamp
+	FEEDBOARD_WALK=100000 $(BIN)/pytest tests/test_walk.py
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.start
