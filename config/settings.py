@@ -114,6 +114,9 @@ class Settings(BaseSettings):
         le=2**60,
         description="Bytes of images that a user may keep, smaller copies included.",
     )
+    comment_depth: int = Field(
+        8, ge=1, le=100, description="How deep replies may go; a comment on the feed itself is 1."
+    )
     password_workers: int = Field(
         1, ge=1, le=64, description="Passwords that a process hashes at the same time."
     )

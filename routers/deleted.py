@@ -8,9 +8,9 @@ from models.base import CursorQuery
 from models.feed import Deleted
 from routers.dependencies import (
     LINK,
+    Configured,
     CurrentUser,
     Db,
-    Restorable,
     known_body,
     known_parameters,
     link_next,
@@ -31,12 +31,12 @@ router = APIRouter(
 async def list_deleted(
     db: Db,
     user: CurrentUser,
-    restorable: Restorable,
+    settings: Configured,
     request: Request,
     response: Response,
     query: Annotated[CursorQuery, Query()],
 ) -> list[Deleted]:
     """Feeds and comments that I deleted and can still restore, latest first."""
-    page = await deleted.page(db, user, query, restorable=restorable)
+    page = await deleted.page(db, user, query, restorable=settings.restorable)
     link_next(request, response, page.next)
     return page.items

@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from datetime import timedelta
 from typing import Annotated
 from urllib.parse import urlencode
 
@@ -38,6 +37,11 @@ _FORMS = {"multipart/form-data", "application/x-www-form-urlencoded"}
 _JSON = re.compile(r"application/([^/]+\+)?json")
 
 
+async def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
 def _images(request: Request) -> ImageStore:
     images: ImageStore = request.app.state.images
     return images
@@ -54,6 +58,7 @@ def _tokens(request: Request) -> Tokens:
 
 
 Db = Annotated[AsyncSession, Depends(get_db)]
+Configured = Annotated[Settings, Depends(_settings)]
 Images = Annotated[ImageStore, Depends(_images)]
 PasswordHasher = Annotated[Passwords, Depends(_passwords)]
 AccessTokens = Annotated[Tokens, Depends(_tokens)]
@@ -81,13 +86,6 @@ async def _reader(
     return Reader(reader_id, settings.show_emails)
 
 
-def _restorable(request: Request) -> timedelta:
-    settings: Settings = request.app.state.settings
-    return settings.restorable
-
-
-# How long what is deleted can be restored.
-Restorable = Annotated[timedelta, Depends(_restorable)]
 CurrentReader = Annotated[Reader, Depends(_reader)]
 
 

@@ -9,12 +9,12 @@ from models.base import MAX_ID, NO_NUL, CursorQuery, Message, Shape
 from models.feed import Content, FeedRead, FeedRevisionRead, ListQuery, Title
 from routers.dependencies import (
     LINK,
+    Configured,
     CurrentReader,
     CurrentUser,
     Db,
     Id,
     Images,
-    Restorable,
     known_body,
     known_parameters,
     link_next,
@@ -171,10 +171,10 @@ async def update_feed(
     responses=refuses(NotAuthenticated, Forbidden, FeedNotFound),
 )
 async def delete_feed(
-    db: Db, images: Images, editor: CurrentUser, feed_id: Id, restorable: Restorable
+    db: Db, images: Images, editor: CurrentUser, feed_id: Id, settings: Configured
 ) -> Message:
     """Delete a feed and its images; only the author may, who can restore it for some days."""
-    await feeds.delete(db, images, editor, feed_id, restorable=restorable)
+    await feeds.delete(db, images, editor, feed_id, restorable=settings.restorable)
     return Message(message="Feed Deleted")
 
 
@@ -189,10 +189,10 @@ async def restore_feed(
     editor: CurrentUser,
     reader: CurrentReader,
     feed_id: Id,
-    restorable: Restorable,
+    settings: Configured,
 ) -> FeedRead:
     """Bring a feed back that I deleted, with all that it had."""
-    return await feeds.restore(db, images, editor, reader, feed_id, restorable=restorable)
+    return await feeds.restore(db, images, editor, reader, feed_id, restorable=settings.restorable)
 
 
 @router.get(

@@ -38,7 +38,9 @@ async def page(
     since = NOW - restorable
     both = union_all(
         _FEEDS.where(Feed.author_id == user.id, Feed.deleted_dt > since),
-        _COMMENTS.where(Comment.author_id == user.id, Comment.deleted_dt > since),
+        _COMMENTS.where(
+            Comment.author_id == user.id, Comment.deleted_dt > since, Comment.content != ""
+        ),
     ).subquery()
     here = tuple_(both.c.deleted_dt, both.c.place)
     found = select(both).order_by(both.c.deleted_dt.desc(), both.c.place.desc())

@@ -74,6 +74,13 @@ class FeedNotFound(Refusal):
     default = "Feed Not Found"
 
 
+class CommentNotFound(Refusal):
+    """No comment has this id."""
+
+    status = HTTPStatus.NOT_FOUND
+    default = "Comment Not Found"
+
+
 class ImageNotFound(Refusal):
     """No image has this name."""
 

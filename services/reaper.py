@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
+from math import inf
+from time import monotonic
 
 import structlog
 from sqlalchemy import select, update
@@ -11,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from config.db import DatabaseError, Sessions
 from models.base import NOW
 from models.image import Image, ImageState
-from services import feeds
+from services import comments, feeds
 from services.ledger import SETTLED, discard
 from services.store import ImageStore
 
@@ -20,6 +22,8 @@ log = structlog.get_logger()
 # Seconds between rounds; after rounds that failed the pause doubles, up to the second.
 REAP_EVERY = 15.0
 REAP_AT_LEAST_EVERY = 240.0
+# Seconds between looks at what was deleted too long ago to be restored.
+PURGE_EVERY = 300.0
 
 
 async def claim(db: AsyncSession, *, batch: int = 100) -> Sequence[str]:
@@ -65,19 +69,33 @@ async def reap(db: AsyncSession, store: ImageStore) -> tuple[int, int]:
 
 async def reap_forever(sessions: Sessions, store: ImageStore, *, restorable: timedelta) -> None:
     """The service's own reaper: a round now and then, and seldom while rounds fail."""
-    pause = REAP_EVERY
+    pause, purged = REAP_EVERY, -inf
     while True:
-        collected = await _round(sessions, store, restorable)
+        if (now := monotonic()) - purged >= PURGE_EVERY:
+            await _purge(sessions, restorable)
+            purged = now
+        collected = await _round(sessions, store)
         pause = REAP_EVERY if collected else min(2 * pause, REAP_AT_LEAST_EVERY)
         await asyncio.sleep(pause)
 
 
-async def _round(sessions: Sessions, store: ImageStore, restorable: timedelta) -> bool:
-    """Collect all that is due; False, and a line in the log, when something failed."""
+async def _purge(sessions: Sessions, restorable: timedelta) -> None:
+    """Remove what cannot be restored any more."""
     try:
         async with sessions() as db:
             while await feeds.purge(db, restorable=restorable):
                 pass
+            await comments.purge(db, restorable)
+    except DatabaseError as error:
+        log.warning("what was deleted could not be removed", error=str(error))
+    except Exception:
+        log.exception("the purge failed")
+
+
+async def _round(sessions: Sessions, store: ImageStore) -> bool:
+    """Collect all that is due; False, and a line in the log, when something failed."""
+    try:
+        async with sessions() as db:
             while True:
                 gone, left = await reap(db, store)
                 if left or not gone:

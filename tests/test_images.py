@@ -456,7 +456,7 @@ async def test_the_reaper_asks_a_store_that_fails_less_and_less_often(live_app, 
 
     failing = itertools.chain([True, True] + [False] * 5, itertools.repeat(True))
 
-    async def round_(sessions, images, restorable):
+    async def round_(sessions, images):
         return next(failing)
 
     monkeypatch.setattr(reaper, "_round", round_)

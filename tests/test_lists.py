@@ -132,11 +132,11 @@ async def test_a_cursor_belongs_to_its_order(client, board):
 
 
 @contextmanager
-def counted_statements(engine):
+def counted_statements(engine, *, parameters=False):
     statements = []
 
-    def count(connection, cursor, statement, *rest):
-        statements.append(statement)
+    def count(connection, cursor, statement, values, *rest):
+        statements.append((statement, values) if parameters else statement)
 
     event.listen(engine.sync_engine, "before_cursor_execute", count)
     yield statements

@@ -55,6 +55,14 @@ BEYOND_SCHEMAS = {
     # Only the caller's own images, each once, can be posted or put in order.
     ("POST /api/feed/create", "/image_ids"),
     ("PATCH /api/feed/update/{feed_id}", "/image_ids"),
+    # Only comments on the same feed can be replied to, and not for ever deeper.
+    ("POST /api/comment/create", "/parent_id"),
+    # The largest id is no double, and the document's maximum is one that is a little larger.
+    ("POST /api/comment/create", "/feed_id"),
+    # A list of comments is by `create_dt` alone, and one's own newest first.
+    ("GET /api/comment/feed/{feed_id}", "/cursor"),
+    ("GET /api/comment/feed/{feed_id}", "/sort_by"),
+    ("GET /api/mypage/comments", "/cursor"),
     # One description for each image; and an empty file counts as none, so there may be none left.
     ("POST /api/image/upload", "/"),
     ("POST /api/image/upload", "/images"),
@@ -184,7 +192,7 @@ async def live(
 ) -> AsyncIterator[tuple[str, dict[str, str]]]:
     """The URL of a service on a database of its own, and a user's headers.
 
-    There is an image of the documented name, and the first feed is one to restore.
+    There is an image of the documented name, and the second feed is one to restore.
     """
     live = settings.model_copy(
         update={"database_url": await make_database(), "access_log": False, "max_images": 4}
@@ -193,11 +201,13 @@ async def live(
     async with served(live) as url, httpx.AsyncClient(base_url=url) as client:
         headers = await _log_in(client)
         words = {"title": "T", "content": "C"}
-        await client.post("/api/feed/create", data=words, headers=headers)
-        await client.delete("/api/feed/delete/1", headers=headers)
+        for _ in range(2):
+            await client.post("/api/feed/create", data=words, headers=headers)
+        await client.delete("/api/feed/delete/2", headers=headers)
         image = files("images", pictures.jpeg())
         posted = await client.post("/api/feed/create", data=words, files=image, headers=headers)
         await _rename(live, posted.json()["images"][0]["id"], "images/DmqkLjB9nV0aXjMzV0yq3A.jpg")
+        await _comment(client, headers)
         yield url, headers
 
 
@@ -215,6 +225,19 @@ async def _rename(settings: Settings, image_id: int, key: str) -> None:
             await db.execute(update(Image).where(Image.id == image_id).values(key=key))
         source: Any = {"Bucket": settings.s3_bucket, "Key": old}
         await s3.copy_object(Bucket=settings.s3_bucket or "", Key=key, CopySource=source)
+
+
+async def _comment(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    """Make a comment to change and delete and one to restore: those with the smallest ids, which
+    are tried, on a feed that has none of these, so that they do not go with it before."""
+    words = {"title": "T", "content": "C"}
+    for _ in range(3):
+        feed = await client.post("/api/feed/create", data=words, headers=headers)
+    for _ in range(2):
+        comment = {"content": "C", "feed_id": feed.json()["id"]}
+        said = await client.post("/api/comment/create", json=comment, headers=headers)
+    path = f"/api/comment/delete/{said.json()['id']}"
+    (await client.delete(path, headers=headers)).raise_for_status()
 
 
 async def test_schemathesis_finds_nothing(live):

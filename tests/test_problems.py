@@ -27,6 +27,7 @@ PROBLEMS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "no such path": ("GET", "/nowhere", {}, "route-not-found"),
     "no such method": ("PUT", "/healthz", {}, "method-not-allowed"),
     "no such feed": ("GET", "/api/feed/read/999999999", {}, "feed-not-found"),
+    "no such comment": ("DELETE", "/api/comment/delete/999999999", {}, "comment-not-found"),
     "no such image": ("GET", "/images/none.jpg", {}, "image-not-found"),
     "no such kind of problem": ("GET", "/problems/none", {}, "route-not-found"),
     "no such asset": ("GET", "/docs/assets/none.js", {}, "route-not-found"),

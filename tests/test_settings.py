@@ -72,6 +72,8 @@ FAULTS = {
     "S3_UPLOAD_URL": [{"S3_UPLOAD_URL": "store.example.com"}],
     "S3_KEY_PREFIX": [{"S3_KEY_PREFIX": "/board"}, {"S3_KEY_PREFIX": "a b"}],
     "IMAGE_WIDTHS": [{"IMAGE_WIDTHS": "320;960"}, {"IMAGE_WIDTHS": "wide"}],
+    "COMMENT_DEPTH": [{"COMMENT_DEPTH": "0"}],
+    "RESTORE_DAYS": [{"RESTORE_DAYS": "-1"}, {"RESTORE_DAYS": "a week"}],
     "LOG_LEVEL": [{"LOG_LEVEL": "loud"}],
 }
 

@@ -103,6 +103,12 @@ def upgrade() -> None:
         unique=False,
     )
     op.create_index(op.f("ix_comments_parent_id"), "comments", ["parent_id"], unique=False)
+    op.create_index(
+        "ix_comments_roots",
+        "comments",
+        ["feed_id", "create_dt", "id"],
+        postgresql_where=sa.text("parent_id IS NULL"),
+    )
     op.create_index(op.f("ix_comments_root_id_path"), "comments", ["root_id", "path"], unique=False)
     op.create_table(
         "feed_likes",
@@ -240,6 +246,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_feed_likes_feed_id_create_dt_user_id"), table_name="feed_likes")
     op.drop_table("feed_likes")
     op.drop_index(op.f("ix_comments_root_id_path"), table_name="comments")
+    op.drop_index("ix_comments_roots", table_name="comments")
     op.drop_index(op.f("ix_comments_parent_id"), table_name="comments")
     op.drop_index(op.f("ix_comments_feed_id_create_dt_id"), table_name="comments")
     op.drop_index(

@@ -1,0 +1,135 @@
+"""Comments over HTTP."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from models.base import CursorQuery, Message
+from models.comment import CommentCreate, CommentQuery, CommentRead, CommentUpdate
+from routers.dependencies import (
+    LINK,
+    Configured,
+    CurrentReader,
+    CurrentUser,
+    Db,
+    Id,
+    known_body,
+    known_parameters,
+    link_next,
+)
+from routers.problems import refuses
+from services import comments
+from services.errors import (
+    CommentNotFound,
+    ContentTooLarge,
+    DatabaseUnavailable,
+    FeedNotFound,
+    Forbidden,
+    InvalidInput,
+    MalformedBody,
+    NotAuthenticated,
+    UnsupportedMediaType,
+)
+
+router = APIRouter(
+    prefix="/api",
+    tags=["Comments"],
+    dependencies=[Depends(known_parameters), Depends(known_body)],
+    responses=refuses(NotAuthenticated, ContentTooLarge, InvalidInput, DatabaseUnavailable),
+)
+
+
+@router.post(
+    "/comment/create",
+    summary="Comment",
+    responses=refuses(MalformedBody, UnsupportedMediaType, FeedNotFound, CommentNotFound),
+)
+async def create_comment(
+    db: Db, settings: Configured, author: CurrentUser, reader: CurrentReader, comment: CommentCreate
+) -> CommentRead:
+    """Comment on a feed, or reply to a comment on it."""
+    return await comments.create(
+        db,
+        author,
+        reader,
+        feed_id=comment.feed_id,
+        content=comment.content,
+        parent_id=comment.parent_id,
+        max_depth=settings.comment_depth,
+    )
+
+
+@router.get(
+    "/comment/feed/{feed_id}",
+    summary="List a feed's comments",
+    responses=refuses(FeedNotFound) | {200: {"headers": {"Link": LINK}}},
+)
+async def list_comments(
+    db: Db,
+    reader: CurrentReader,
+    request: Request,
+    response: Response,
+    feed_id: Id,
+    query: Annotated[CommentQuery, Query()],
+) -> list[CommentRead]:
+    """A page of what was said on a feed, by time or (`tree`) by threads; anybody may."""
+    page = await comments.page(db, reader, feed_id, query)
+    link_next(request, response, page.next)
+    return page.items
+
+
+@router.patch(
+    "/comment/update/{comment_id}",
+    summary="Change a comment",
+    responses=refuses(MalformedBody, Forbidden, CommentNotFound, UnsupportedMediaType),
+)
+async def update_comment(
+    db: Db, editor: CurrentUser, reader: CurrentReader, comment_id: Id, change: CommentUpdate
+) -> CommentRead:
+    """Change the words of a comment; only its author may."""
+    return await comments.update(db, editor, reader, comment_id, content=change.content)
+
+
+@router.delete(
+    "/comment/delete/{comment_id}",
+    summary="Delete a comment",
+    responses=refuses(Forbidden, CommentNotFound, FeedNotFound),
+)
+async def delete_comment(
+    db: Db, settings: Configured, editor: CurrentUser, comment_id: Id
+) -> Message:
+    """Delete a comment; only its author may. If it has replies, its place stays."""
+    await comments.delete(db, editor, comment_id, restorable=settings.restorable)
+    return Message(message="Comment Deleted")
+
+
+@router.post(
+    "/comment/restore/{comment_id}",
+    summary="Restore a comment",
+    responses=refuses(Forbidden, CommentNotFound, FeedNotFound),
+)
+async def restore_comment(
+    db: Db, settings: Configured, editor: CurrentUser, reader: CurrentReader, comment_id: Id
+) -> CommentRead:
+    """Bring back a comment that was deleted within `RESTORE_DAYS`; only its author may."""
+    restorable = settings.restorable
+    return await comments.restore(db, editor, reader, comment_id, restorable=restorable)
+
+
+@router.get(
+    "/mypage/comments",
+    summary="List my comments",
+    responses={200: {"headers": {"Link": LINK}}},
+)
+async def list_my_comments(
+    db: Db,
+    author: CurrentUser,
+    reader: CurrentReader,
+    request: Request,
+    response: Response,
+    query: Annotated[CursorQuery, Query()],
+) -> list[CommentRead]:
+    """What I wrote on feeds that are there, newest first."""
+    page = await comments.mine(db, author, reader, query)
+    link_next(request, response, page.next)
+    return page.items

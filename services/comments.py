@@ -1,0 +1,283 @@
+"""Comments: what happens when one is written, listed, changed, deleted or restored.
+
+A deleted comment is shown as long as it has replies that are shown, as a stone without words.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Row,
+    Select,
+    bindparam,
+    exists,
+    func,
+    or_,
+    select,
+)
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
+
+from models.base import NOW, CursorQuery
+from models.comment import Comment, CommentQuery, CommentRead
+from models.feed import Feed, SortBy
+from models.like import CommentLike
+from models.user import User
+from services import threads
+from services.cursors import Cursor, Page, keyset
+from services.errors import CommentNotFound, FeedNotFound, Forbidden, InvalidInput
+from services.readers import Reader
+
+_KEPT = Comment.deleted_dt.is_(None)
+_FEED_KEPT = Feed.deleted_dt.is_(None)
+_SHOWN = or_(_KEPT, Comment.reply_count > 0)
+_LIKED = exists().where(
+    CommentLike.comment_id == Comment.id,
+    CommentLike.user_id == bindparam("reader_id", type_=BigInteger),
+)
+_COMMENTS = select(
+    Comment.id,
+    Comment.content,
+    Comment.author_id,
+    User.email.label("author_email"),
+    User.nickname.label("author_nickname"),
+    Comment.feed_id,
+    Comment.parent_id,
+    func.cardinality(Comment.path).label("depth"),
+    Comment.like_count,
+    _LIKED.label("liked"),
+    Comment.deleted_dt.is_not(None).label("deleted"),
+    Comment.create_dt,
+    Comment.update_dt,
+).join(User, User.id == Comment.author_id)
+# What a stone does not tell.
+_UNTOLD = dict.fromkeys(("content", "author_id", "author_email", "author_nickname"))
+_SORTS = frozenset({SortBy.CREATE_DT_DESC, SortBy.CREATE_DT_ASC})
+
+
+async def create(
+    db: AsyncSession,
+    author: User,
+    reader: Reader,
+    *,
+    feed_id: int,
+    content: str,
+    parent_id: int | None = None,
+    max_depth: int,
+) -> CommentRead:
+    """Comment on a feed, or reply to a comment on it.
+
+    Raises FeedNotFound, CommentNotFound for a parent that is not there, and InvalidInput for one
+    that is elsewhere or too deep.
+    """
+    async with db.begin():
+        await threads.count(db, feed_id, 1)
+        above = await threads.trace(db, feed_id, parent_id, max_depth=max_depth)
+        comment_id = await threads.add(db, author, feed_id=feed_id, above=above, content=content)
+        await threads.tell(db, above, 1)
+        return await _read(db, reader, comment_id)
+
+
+async def page(
+    db: AsyncSession, reader: Reader, feed_id: int, query: CommentQuery
+) -> Page[CommentRead]:
+    """A page of a feed's comments, or of its threads; they are read by one statement.
+
+    Raises FeedNotFound, and InvalidInput for a cursor that does not fit.
+    """
+    sort_by, cursor = _start(query, query.sort_by)
+    found = select(Comment.id, Comment.create_dt) if query.tree else _COMMENTS
+    found = found.where(Comment.feed_id == feed_id, _SHOWN)
+    if query.tree:
+        found = found.where(Comment.parent_id.is_(None))
+    descending = sort_by == SortBy.CREATE_DT_DESC
+    # One more than asked for says whether there is a next page, without counting.
+    found = keyset(found, Comment.create_dt, Comment.id, cursor, descending=descending)
+    found = found.limit(query.limit + 1)
+    async with db.begin():
+        if await db.scalar(select(Feed.id).where(Feed.id == feed_id, _FEED_KEPT)) is None:
+            raise FeedNotFound
+        statement = _threads(found, query.limit, descending=descending) if query.tree else found
+        rows = (await db.execute(statement, {"reader_id": reader.id})).all()
+    return _page(reader, rows, query.limit, sort_by, tree=query.tree)
+
+
+async def mine(
+    db: AsyncSession, author: User, reader: Reader, query: CursorQuery
+) -> Page[CommentRead]:
+    """A page of what the author has written, newest first; raises InvalidInput for a bad cursor."""
+    sort_by, cursor = _start(query, sorts=frozenset({SortBy.CREATE_DT_DESC}))
+    own = _COMMENTS.join(Feed, Feed.id == Comment.feed_id)
+    own = own.where(Comment.author_id == author.id, _KEPT, _FEED_KEPT)
+    statement = keyset(own, Comment.create_dt, Comment.id, cursor, descending=True)
+    async with db.begin():
+        found = await db.execute(statement.limit(query.limit + 1), {"reader_id": reader.id})
+    return _page(reader, found.all(), query.limit, sort_by)
+
+
+async def update(
+    db: AsyncSession, editor: User, reader: Reader, comment_id: int, *, content: str
+) -> CommentRead:
+    """Change a comment's words; raises CommentNotFound and Forbidden."""
+    async with db.begin():
+        await _own(db, editor, comment_id, _KEPT)
+        await _change(db, comment_id, _KEPT, content=content, update_dt=NOW)
+        return await _read(db, reader, comment_id)
+
+
+async def delete(db: AsyncSession, editor: User, comment_id: int, *, restorable: timedelta) -> None:
+    """Delete a comment; its words stay while it can be restored.
+
+    Raises CommentNotFound, also when the feed goes meanwhile, and Forbidden.
+    """
+    async with db.begin():
+        feed_id = await _own(db, editor, comment_id, _KEPT)
+        await threads.count(db, feed_id, -1)
+        words = {} if restorable else {"content": ""}
+        gone = await _change(db, comment_id, _KEPT, deleted_dt=NOW, **words)
+        if not gone.reply_count:
+            await threads.tell(db, gone.path[:-1], -1)
+
+
+async def restore(
+    db: AsyncSession, editor: User, reader: Reader, comment_id: int, *, restorable: timedelta
+) -> CommentRead:
+    """Bring a deleted comment back, if it was deleted not longer ago than that.
+
+    Raises CommentNotFound for any other, and Forbidden.
+    """
+    # One without words has been given up, whatever the days were then.
+    there = sa.and_(Comment.deleted_dt > NOW - restorable, Comment.content != "")
+    async with db.begin():
+        feed_id = await _own(db, editor, comment_id, there)
+        await threads.count(db, feed_id, 1)
+        back = await _change(db, comment_id, there, deleted_dt=None)
+        if not back.reply_count:
+            await threads.tell(db, back.path[:-1], 1)
+        return await _read(db, reader, comment_id)
+
+
+async def purge(db: AsyncSession, older_than: timedelta, *, batch: int = 1000) -> int:
+    """Give up what was deleted longer ago: whole rows, or, below replies, the words alone.
+
+    Each batch is a transaction of its own, and passes over what others have locked. Gives the
+    number of comments that were given up.
+    """
+    reply = aliased(Comment)
+    overdue = select(Comment.id).where(Comment.deleted_dt <= NOW - older_than).limit(batch)
+    # A reply that is deleted counts here, for it may be restored still.
+    alone = overdue.where(~exists().where(reply.parent_id == Comment.id))
+    wordy = overdue.where(Comment.content != "")
+    given_up = 0
+    for statement in (
+        # Rows first; those that they replied to may be alone then, and follow in the next batch.
+        sa.delete(Comment).where(Comment.id.in_(alone.with_for_update(skip_locked=True))),
+        sa.update(Comment)
+        .where(Comment.id.in_(wordy.with_for_update(skip_locked=True)))
+        .values(content=""),
+    ):
+        done = batch
+        while done:
+            async with db.begin():
+                done = len((await db.scalars(statement.returning(Comment.id))).all())
+            given_up += done
+    return given_up
+
+
+def _start(
+    query: CursorQuery, sort_by: SortBy | None = None, *, sorts: frozenset[SortBy] = _SORTS
+) -> tuple[SortBy, Cursor | None]:
+    """The order of a page and where it starts; raises InvalidInput for a cursor of another."""
+    if query.cursor is None:
+        return sort_by or SortBy.CREATE_DT_DESC, None
+    cursor = Cursor.decode(query.cursor)
+    if cursor.sort_by not in sorts:
+        raise InvalidInput(
+            "The cursor is of another list; leave it out to start at page one.", pointer="/cursor"
+        )
+    if sort_by not in {None, cursor.sort_by}:
+        raise InvalidInput(
+            f"The cursor is of a list sorted by {cursor.sort_by}; leave sort_by out.",
+            pointer="/sort_by",
+        )
+    return cursor.sort_by, cursor
+
+
+def _threads(
+    roots: Select[*tuple[Any, ...]], limit: int, *, descending: bool
+) -> Select[*tuple[Any, ...]]:
+    """The comments of some threads; of one more than `limit` no more than its root."""
+    order = [c.desc() if descending else c.asc() for c in (Comment.create_dt, Comment.id)]
+    place = func.row_number().over(order_by=order).label("place")
+    thread = roots.add_columns(place).subquery("thread")
+    return (
+        _COMMENTS.join(thread, thread.c.id == Comment.root_id)
+        .where(_SHOWN, or_(Comment.parent_id.is_(None), thread.c.place <= limit))
+        .order_by(thread.c.place, Comment.path)
+    )
+
+
+def _page(
+    reader: Reader,
+    rows: Sequence[Row[*tuple[Any, ...]]],
+    limit: int,
+    sort_by: SortBy,
+    *,
+    tree: bool = False,
+) -> Page[CommentRead]:
+    """The comments, or threads, up to the limit, and a cursor if there is one more."""
+    counted = [n for n, row in enumerate(rows) if row.depth == 1 or not tree]
+    following = None
+    if len(counted) > limit:
+        last = rows[counted[limit - 1]]
+        following = Cursor(sort_by, last.create_dt, last.id)
+        rows = rows[: counted[limit]]
+    return Page([_comment(reader, row) for row in rows], following)
+
+
+async def _read(db: AsyncSession, reader: Reader, comment_id: int) -> CommentRead:
+    found = _COMMENTS.where(Comment.id == comment_id)
+    return _comment(reader, (await db.execute(found, {"reader_id": reader.id})).one())
+
+
+def _comment(reader: Reader, row: Row[*tuple[Any, ...]]) -> CommentRead:
+    shown = dict(row._mapping) | {
+        "author_email": reader.email(row.author_email, of=row.author_id),
+        "liked": None if reader.id is None else row.liked,
+    }
+    return CommentRead(**shown | (_UNTOLD if row.deleted else {}))
+
+
+async def _own(db: AsyncSession, editor: User, comment_id: int, state: ColumnElement[bool]) -> int:
+    """The feed of the editor's comment, if it is in this state; nothing is locked."""
+    found = (
+        select(Comment.author_id, Comment.feed_id)
+        .join(Feed, Feed.id == Comment.feed_id)
+        .where(Comment.id == comment_id, state, _FEED_KEPT)
+    )
+    row = (await db.execute(found)).one_or_none()
+    if row is None:
+        raise CommentNotFound
+    if row.author_id != editor.id:
+        raise Forbidden
+    return int(row.feed_id)
+
+
+async def _change(
+    db: AsyncSession, comment_id: int, state: ColumnElement[bool], **values: Any
+) -> Row[list[int], int]:
+    """Change a comment if it still is in this state; gives its path and its reply_count."""
+    changed = (
+        sa.update(Comment)
+        .where(Comment.id == comment_id, state)
+        .values(**values)
+        .returning(Comment.path, Comment.reply_count)
+    )
+    row = (await db.execute(changed)).one_or_none()
+    if row is None:
+        raise CommentNotFound
+    return row
