@@ -44,6 +44,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.pictures
 	$(BIN)/python -m bench.uploads
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.home
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

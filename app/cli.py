@@ -243,7 +243,7 @@ async def _migrate(settings: Settings) -> None:
 async def _create_user(settings: Settings, email: str, nickname: str, password: str) -> None:
     from models.user import Signup
     from services import auth
-    from services.errors import EmailTaken
+    from services.errors import EmailTaken, NicknameTaken
     from services.passwords import Passwords
 
     try:
@@ -265,7 +265,7 @@ async def _create_user(settings: Settings, email: str, nickname: str, password: 
                 password=password,
                 nickname=account.nickname,
             )
-        except EmailTaken as error:
+        except (EmailTaken, NicknameTaken) as error:
             raise SettingsError(error.detail) from None
     out.print(f"Created user {user.id}, {user.email}.")
 

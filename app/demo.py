@@ -44,7 +44,7 @@ async def fill(settings: Settings, *, users: int, posts: int) -> None:
                     able.passwords,
                     email=f"{name.lower()}{number}.{run}@example.com",
                     password=password,
-                    nickname=name,
+                    nickname=f"{name} {run} {number}",
                 )
                 for number, name in zip(range(users), _NAMES * 5, strict=False)
             ]

@@ -26,7 +26,7 @@ from config.db import Sessions, open_engine, session_factory
 from config.s3 import open_s3, require_bucket
 from config.settings import Settings, SettingsError
 from models.problem import Problem
-from routers import auth, comments, deleted, feeds, health, images
+from routers import auth, comments, deleted, feeds, follows, health, images, profiles
 from routers import problems as problem_pages
 from services.passwords import Passwords
 from services.pictures import Limits, open_cleaner
@@ -56,6 +56,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(deleted.router, max_body_size=0)
     # All characters of a comment fit, also when JSON spells out each as two halves of a pair.
     app.include_router(comments.router, max_body_size=128 * KIB)
+    app.include_router(follows.router, max_body_size=64 * KIB)
+    app.include_router(profiles.router, max_body_size=64 * KIB)
     for router in (feeds.router, images.api):
         app.include_router(
             router,

@@ -154,7 +154,7 @@ class Check:
         if self._as_json:
             _say_json(asdict(finding) | {"mended": mended})
         else:
-            said = _SENTENCES[finding.kind].format(**asdict(finding))
+            said = _SENTENCES[finding.kind].format(**asdict(finding), shown_by=finding.shown_by)
             said += " Mended." if mended else ""
             # A key may be anything, even what moves a terminal's cursor.
             out.print(said if said.isprintable() else ascii(said), markup=False)
@@ -182,11 +182,11 @@ class Check:
 
 
 _SENTENCES = {
-    Kind.LOST: "lost: feed {feed_id} shows {key}, which is not in the bucket.",
-    Kind.STALE: "stale: {key} has a row that no feed needs, long due, and no object.",
+    Kind.LOST: "lost: {shown_by} shows {key}, which is not in the bucket.",
+    Kind.STALE: "stale: {key} has a row that nobody needs, long due, and no object.",
     Kind.ORPHAN: "orphan: {key} has no row; the object is {age:.0f} s old.",
-    Kind.WRONG_SIZE: "wrong-size: {key} (feed {feed_id}) has {found} bytes, not {expected}.",
-    Kind.WRONG_TYPE: "wrong-type: {key} (feed {feed_id}) is {found}, not {expected}.",
+    Kind.WRONG_SIZE: "wrong-size: {key} ({shown_by}) has {found} bytes, not {expected}.",
+    Kind.WRONG_TYPE: "wrong-type: {key} ({shown_by}) is {found}, not {expected}.",
 }
 
 

@@ -26,8 +26,19 @@ class ImageState(StrEnum):
 class Image(Identified, Base):
     __tablename__ = "images"
     __table_args__ = (
-        CheckConstraint("(state = 'attached') = (feed_id IS NOT NULL)", name="attached_to_a_feed"),
+        # To a feed, or to a user as avatar.
+        CheckConstraint(
+            "num_nonnulls(feed_id, avatar_of) = (state = 'attached')::int", name="attached_to_one"
+        ),
         Index(None, "feed_id", "position"),
+        Index(None, "avatar_of", postgresql_where="avatar_of IS NOT NULL"),
+        # A user has one avatar, and it has variants.
+        Index(
+            "uq_images_avatar_of",
+            "avatar_of",
+            unique=True,
+            postgresql_where="original_id IS NULL",
+        ),
         Index(None, "reap_dt", postgresql_where="state <> 'attached'"),
         # What a user keeps is summed up out of the index alone.
         Index(None, "owner_id", postgresql_include=["bytes", "state"]),
@@ -50,6 +61,7 @@ class Image(Identified, Base):
     stored: Mapped[bool] = mapped_column(server_default=false(), default=False)
     feed_id: Mapped[int | None] = mapped_column(ForeignKey("feeds.id"))
     position: Mapped[int] = mapped_column(default=0)
+    avatar_of: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
     # A variant is a smaller copy; it lives and dies with its original, in rows of its own.
     original_id: Mapped[int | None] = mapped_column(
         ForeignKey("images.id", ondelete="SET NULL"), index=True
@@ -91,7 +103,8 @@ class ImageRead(Shape):
 
 
 class OwnImageRead(ImageRead):
-    feed_id: int | None = Field(description="The feed that shows it; null while it is pending.")
+    feed_id: int | None = Field(description="The feed that shows it; null when none does.")
+    avatar: bool = Field(description="Whether it is my avatar.")
     create_dt: datetime
 
 

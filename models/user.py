@@ -1,13 +1,25 @@
 """A user: the account that writes."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from email_validator import EmailNotValidError, validate_email
-from pydantic import AfterValidator, BeforeValidator, EmailStr, Field, SecretStr, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    EmailStr,
+    Field,
+    SecretStr,
+    StringConstraints,
+    model_validator,
+)
+from pydantic.config import JsonDict
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, Identified, Shape, Storable, Timed, storable
+from models.base import MAX_ID, Base, Identified, Shape, Storable, Timed, storable
+from models.feed import ListQuery
+from models.image import ImageRead
+from models.nickname import Nickname
 
 
 def email_key(email: str) -> str:
@@ -29,6 +41,11 @@ class User(Identified, Timed, Base):
     email_key: Mapped[str] = mapped_column(unique=True)
     password_hash: Mapped[str]
     nickname: Mapped[str]
+    nickname_key: Mapped[str] = mapped_column(unique=True)
+    bio: Mapped[str] = mapped_column(server_default="", default="")
+    # Kept in the transaction of each follow.
+    follower_count: Mapped[int] = mapped_column(server_default="0", default=0)
+    following_count: Mapped[int] = mapped_column(server_default="0", default=0)
 
 
 def _encodable(password: SecretStr) -> SecretStr:
@@ -40,9 +57,9 @@ def _encodable(password: SecretStr) -> SecretStr:
 
 
 Password = Annotated[SecretStr, AfterValidator(_encodable)]
-Nickname = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=50), storable
-]
+Bio = Annotated[str, StringConstraints(max_length=500), storable]
+# White space around it is cut off, so some of it must be something else.
+_SOME: JsonDict = {"pattern": r"[^\s\u0085]"}
 
 
 def _bare(email: object) -> object:
@@ -57,8 +74,7 @@ class Signup(Shape):
         max_length=254, examples=["ada@example.com"]
     )
     password: Password = Field(min_length=8, max_length=128, examples=["correct horse battery"])
-    # White space around it is cut off, so some of it must be something else.
-    nickname: Nickname = Field(examples=["Ada"], json_schema_extra={"pattern": r"[^\s\u0085]"})
+    nickname: Nickname = Field(examples=["Ada"], json_schema_extra=_SOME)
 
 
 class Credentials(Shape):
@@ -93,3 +109,51 @@ class TokenRead(Shape):
     access_token: str = Field(examples=["eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIn0.…"])
     token_type: Literal["bearer"] = "bearer"  # noqa: S105 - a scheme, no secret
     expires_in: int = Field(description="Seconds for which the access token is good.")
+
+
+class Profile(Shape):
+    id: int = Field(examples=[1])
+    nickname: str = Field(examples=["Ada"])
+    email: str | None = Field(
+        description="Null where the instance does not show addresses to others.",
+        examples=["ada@example.com"],
+    )
+    bio: str = Field(examples=["I walk, and take pictures of it."])
+    avatar: ImageRead | None
+    feed_count: int = Field(examples=[12])
+    follower_count: int = Field(examples=[3])
+    following_count: int = Field(examples=[4])
+    followed: bool | None = Field(
+        description="Whether I follow them; null for whoever is not signed in."
+    )
+    create_dt: datetime
+
+
+class ProfileUpdate(Shape):
+    """What is left out stays as it is."""
+
+    nickname: Nickname = Field(default_factory=str, examples=["Ada"], json_schema_extra=_SOME)
+    bio: Bio = Field(default_factory=str, examples=["I walk, and take pictures of it."])
+    avatar_id: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_ID,
+        description="One of my pending images, by id; null takes the avatar away.",
+        examples=[None],
+    )
+
+
+class AuthorQuery(ListQuery):
+    """Whose feeds: exactly one of the three says it."""
+
+    user_id: int | None = Field(None, ge=1, le=MAX_ID)
+    nickname: Storable | None = Field(None, max_length=200, description="Compared as in signup.")
+    email: Storable | None = Field(
+        None, max_length=254, description="Found only where I may see it, or if it is mine."
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(it is not None for it in (self.user_id, self.nickname, self.email)) != 1:
+            raise ValueError("give exactly one of user_id, nickname and email")
+        return self

@@ -21,6 +21,7 @@ from services.errors import (
     InvalidCredentials,
     InvalidInput,
     MalformedBody,
+    NicknameTaken,
     UnsupportedMediaType,
 )
 
@@ -35,10 +36,13 @@ router = APIRouter(
 
 
 @router.post(
-    "/signup", summary="Open an account", response_model=UserRead, responses=refuses(EmailTaken)
+    "/signup",
+    summary="Open an account",
+    response_model=UserRead,
+    responses=refuses(EmailTaken, NicknameTaken),
 )
 async def signup(db: Db, passwords: PasswordHasher, account: Signup) -> User:
-    """E-mail addresses are compared without regard to case; one address is one account."""
+    """One address is one account, and one nickname; both are compared without regard to case."""
     return await auth.signup(
         db,
         passwords,

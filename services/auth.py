@@ -4,8 +4,9 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from models.nickname import nickname_key
 from models.user import TokenRead, User, email_key
-from services.errors import EmailTaken, InvalidCredentials, NotAuthenticated
+from services.errors import EmailTaken, InvalidCredentials, NicknameTaken, NotAuthenticated
 from services.passwords import Passwords
 from services.tokens import Tokens
 
@@ -13,7 +14,7 @@ from services.tokens import Tokens
 async def signup(
     db: AsyncSession, passwords: Passwords, *, email: str, password: str, nickname: str
 ) -> User:
-    """Open an account; raises EmailTaken."""
+    """Open an account; raises EmailTaken and NicknameTaken."""
     password_hash = await passwords.hash(password)
     added = (
         insert(User)
@@ -22,16 +23,17 @@ async def signup(
             email_key=email_key(email),
             password_hash=password_hash,
             nickname=nickname,
+            nickname_key=nickname_key(nickname),
         )
-        # The index decides, not a look beforehand: two who sign up at once cannot both win.
-        .on_conflict_do_nothing(index_elements=[User.email_key])
+        # The indexes decide, not a look beforehand: two who sign up at once cannot both win.
+        .on_conflict_do_nothing()
         .returning(User)
     )
+    known = select(User.id).where(User.email_key == email_key(email))
     async with db.begin():
-        user = await db.scalar(added)
-    if user is None:
-        raise EmailTaken
-    return user
+        if user := await db.scalar(added):
+            return user
+        raise EmailTaken if await db.scalar(known) else NicknameTaken
 
 
 async def login(

@@ -49,6 +49,17 @@ class Cursor:
             )
         return cursor
 
+    @classmethod
+    def newest_first(cls, text: str | None) -> "Cursor | None":
+        """Read a cursor of a list that has this order alone; raises InvalidInput for another's."""
+        cursor = cls.decode(text) if text else None
+        if cursor and cursor.sort_by is not SortBy.CREATE_DT_DESC:
+            raise InvalidInput(
+                f"The cursor is of a list sorted by {cursor.sort_by}; this one is newest first.",
+                pointer="/cursor",
+            )
+        return cursor
+
 
 @dataclass(frozen=True)
 class Page(Generic[T]):

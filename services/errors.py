@@ -88,6 +88,20 @@ class ImageNotFound(Refusal):
     default = "Image Not Found"
 
 
+class UserNotFound(Refusal):
+    """No account has this id, nickname or e-mail address."""
+
+    status = HTTPStatus.NOT_FOUND
+    default = "User Not Found"
+
+
+class FollowingOneself(Refusal):
+    """Somebody wants to follow themselves, or not to any more."""
+
+    status = HTTPStatus.BAD_REQUEST
+    default = "You cannot follow yourself."
+
+
 class RouteNotFound(Refusal):
     """Nothing is served at this path."""
 
@@ -107,6 +121,13 @@ class EmailTaken(Refusal):
 
     status = HTTPStatus.CONFLICT
     default = "An account with this e-mail address exists already; log in instead."
+
+
+class NicknameTaken(Refusal):
+    """Another account has this nickname, or one that is read alike."""
+
+    status = HTTPStatus.CONFLICT
+    default = "Somebody has this nickname, or one that looks like it; choose another."
 
 
 class ContentTooLarge(Refusal):

@@ -34,7 +34,7 @@ BATCH = 32
 class Kind(StrEnum):
     """What can be wrong with a key."""
 
-    LOST = "lost"  # A feed names an object that is not there.
+    LOST = "lost"  # A feed, or a profile, names an object that is not there.
     STALE = "stale"  # A row that nobody shows, without an object, and its time is long past.
     ORPHAN = "orphan"  # An object without a row.
     WRONG_SIZE = "wrong-size"  # An attached row and its object differ in bytes.
@@ -54,6 +54,12 @@ class Finding:
     expected: int | str | None = None
     found: int | str | None = None
     age: float | None = None
+    # Whose avatar it is, if no feed shows it.
+    avatar_of: int | None = None
+
+    @property
+    def shown_by(self) -> str:
+        return f"feed {self.feed_id}" if self.avatar_of is None else f"user {self.avatar_of}"
 
 
 @dataclass
@@ -77,6 +83,7 @@ class _Row(NamedTuple):
     content_type: str
     bytes: int
     stale: bool
+    avatar_of: int | None
 
 
 # S3 lists by the bytes of UTF-8, as "C" collates and as Python compares strings.
@@ -84,7 +91,13 @@ _KEY = collate(Image.key, "C")
 # A deletion under way, too, has a row that is due and an object that is gone, but not for long.
 _STALE = (Image.state != ImageState.ATTACHED) & (Image.reap_dt < NOW - SETTLED)
 _ROW = select(
-    Image.key, Image.state, Image.feed_id, Image.content_type, Image.bytes, _STALE.label("stale")
+    Image.key,
+    Image.state,
+    Image.feed_id,
+    Image.content_type,
+    Image.bytes,
+    _STALE.label("stale"),
+    Image.avatar_of,
 )
 _NEXT_ROWS = _ROW.where(bindparam("after", type_=String) < _KEY).order_by(_KEY).limit(PAGE)
 _ROWS = _ROW.where(Image.key.in_(bindparam("keys", expanding=True)))
@@ -220,7 +233,7 @@ def _judge(key: str, row: _Row | None, found: Object | None) -> list[Finding]:
         return [Finding(Kind.ORPHAN, key, age=age)] if found else []
     if found is None:
         if row.state is ImageState.ATTACHED:
-            return [Finding(Kind.LOST, key, row.feed_id)]
+            return [Finding(Kind.LOST, key, row.feed_id, avatar_of=row.avatar_of)]
         return [Finding(Kind.STALE, key)] if row.stale else []
     if row.state is not ImageState.ATTACHED:
         return []  # the reaper's, whatever it looks like
@@ -230,7 +243,7 @@ def _judge(key: str, row: _Row | None, found: Object | None) -> list[Finding]:
         (Kind.WRONG_TYPE, row.content_type, found.content_type),
     ):
         if expected != actual:
-            faults.append(Finding(kind, key, row.feed_id, expected, actual, age))
+            faults.append(Finding(kind, key, row.feed_id, expected, actual, age, row.avatar_of))
     return faults
 
 

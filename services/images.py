@@ -129,7 +129,12 @@ async def mine(
         shown = read(store, await _with_variants(db, list(found)))
     by_id = {image.id: image for image in shown}
     items = [
-        OwnImageRead(**by_id[row.id].model_dump(), feed_id=row.feed_id, create_dt=row.create_dt)
+        OwnImageRead(
+            **by_id[row.id].model_dump(),
+            feed_id=row.feed_id,
+            avatar=row.avatar_of is not None,
+            create_dt=row.create_dt,
+        )
         for row in found.values()
     ]
     following = None
@@ -146,7 +151,7 @@ async def require_shown(db: AsyncSession, store: ImageStore, name: str) -> None:
 
 
 async def delete(db: AsyncSession, store: ImageStore, owner: User, image_id: int) -> None:
-    """Delete an image, also from the feed that shows it; raises ImageNotFound and Forbidden."""
+    """Delete an image, also from where it is shown; raises ImageNotFound and Forbidden."""
     async with db.begin():
         row = await _own(db, owner, image_id, incoming=True)
         if row.feed_id is not None:
@@ -173,6 +178,15 @@ async def of_feeds(
     return shown
 
 
+async def avatars(
+    db: AsyncSession, store: ImageStore, user_ids: Sequence[int]
+) -> dict[int, ImageRead]:
+    """The avatars of those users who have one, by user; one statement."""
+    rows = (await db.scalars(_AVATARS, {"user_ids": list(user_ids)})).all()
+    user_of = {row.id: row.avatar_of for row in rows}
+    return {user_of[image.id] or 0: image for image in read(store, rows)}
+
+
 def read(store: ImageStore, rows: Sequence[Image]) -> list[ImageRead]:
     """Images as clients see them, out of rows in which an original comes before its variants."""
     originals: dict[int, ImageRead] = {}
@@ -195,6 +209,13 @@ _OF_FEEDS = (
     .where(Image.feed_id == any_(bindparam("feed_ids", type_=ARRAY(BigInteger))))
     .order_by(Image.feed_id, Image.position, Image.original_id.nulls_first(), Image.width)
     # Also rows that the session has seen before they were attached.
+    .execution_options(populate_existing=True)
+)
+
+_AVATARS = (
+    select(Image)
+    .where(Image.avatar_of == any_(bindparam("user_ids", type_=ARRAY(BigInteger))))
+    .order_by(Image.original_id.nulls_first(), Image.width)
     .execution_options(populate_existing=True)
 )
 

@@ -1,9 +1,9 @@
 """The ledger: a row for each object in the bucket, and the objects that follow the rows.
 
 A row is written (`pending`) before its object, becomes `attached` in the transaction of the feed
-that shows it, `condemned` in the one that forgets it, and goes only after the object is gone. So
-whatever dies, no feed names an object that is not there, and no object is without a row. What
-clients upload by themselves has a row, too (`incoming`), from before they may.
+(or profile) that shows it, `condemned` in the one that forgets it, and goes only after the object
+is gone. So whatever dies, no feed names an object that is not there, and no object is without a
+row. What clients upload by themselves has a row, too (`incoming`), from before they may.
 """
 
 import asyncio
@@ -176,22 +176,34 @@ async def attach(db: AsyncSession, rows: Sequence[Image], *, feed_id: int) -> No
     They are pending, or the feed's own already.
     """
     for position, row in enumerate(rows, 1):
-        attached = await db.execute(
-            update(Image)
-            .where(
-                _of([row.id]),
-                or_(Image.state == ImageState.PENDING, Image.feed_id == feed_id),
-            )
-            .values(state=ImageState.ATTACHED, stored=True, feed_id=feed_id, position=position)
-            .returning(Image.id)
-            .execution_options(synchronize_session=False)
-        )
-        if row.id not in attached.scalars().all():
-            raise StorageUnavailable(_TOO_LONG)
+        takes = or_(Image.state == ImageState.PENDING, Image.feed_id == feed_id)
+        await _attach(db, row, takes, feed_id=feed_id, position=position)
+
+
+async def attach_avatar(db: AsyncSession, row: Image, *, user_id: int) -> None:
+    """Make a pending image a user's avatar, inside the caller's transaction.
+
+    The one before is condemned by then.
+    """
+    await _attach(db, row, Image.state == ImageState.PENDING, avatar_of=user_id)
+
+
+async def _attach(
+    db: AsyncSession, row: Image, takes: ColumnElement[bool], **place: int | None
+) -> None:
+    attached = await db.execute(
+        update(Image)
+        .where(_of([row.id]), takes)
+        .values(state=ImageState.ATTACHED, stored=True, **place)
+        .returning(Image.id)
+        .execution_options(synchronize_session=False)
+    )
+    if row.id not in attached.scalars().all():
+        raise StorageUnavailable(_TOO_LONG)
 
 
 async def condemn(db: AsyncSession, rows: Sequence[Image]) -> Sequence[str]:
-    """Take images off their feed inside the caller's transaction; gives the keys to discard."""
+    """Take images off what shows them, in the caller's transaction; gives the keys to discard."""
     if not rows:
         return []
     # The row of what a client may still upload stays until it cannot any more.
@@ -199,7 +211,7 @@ async def condemn(db: AsyncSession, rows: Sequence[Image]) -> Sequence[str]:
     condemned = (
         update(Image)
         .where(_of([row.id for row in rows]))
-        .values(state=ImageState.CONDEMNED, feed_id=None, reap_dt=due)
+        .values(state=ImageState.CONDEMNED, feed_id=None, avatar_of=None, reap_dt=due)
         .returning(Image.key)
     )
     return (await db.scalars(condemned)).all()

@@ -257,8 +257,9 @@ _numbers = itertools.count(1)
 def user_maker(client: httpx.AsyncClient) -> Callable[..., Awaitable[Json]]:
     """Sign up and log in through this client; gives the user with its `access_token`."""
 
-    async def make(email: str | None = None, nickname: str = "Ada") -> Json:
-        email = email or f"user{next(_numbers)}@example.com"
+    async def make(email: str | None = None, nickname: str | None = None) -> Json:
+        number = next(_numbers)
+        email, nickname = email or f"user{number}@example.com", nickname or f"Ada {number}"
         account = {"email": email, "password": PASSWORD, "nickname": nickname}
         user = await client.post("/api/auth/signup", json=account)
         assert user.status_code == 200, user.text

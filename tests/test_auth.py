@@ -53,8 +53,9 @@ async def test_who_signed_up_can_log_in_with_the_very_address_they_typed(client,
 
 
 async def test_domains_that_differ_are_different_accounts(client):
-    for address in ("a@fass.de", "a@faß.de"):
-        signed_up = await client.post("/api/auth/signup", json=ACCOUNT | {"email": address})
+    for address, nickname in (("a@fass.de", "Ada"), ("a@faß.de", "Grace")):
+        account = ACCOUNT | {"email": address, "nickname": nickname}
+        signed_up = await client.post("/api/auth/signup", json=account)
         assert signed_up.status_code == 200
 
 
@@ -169,7 +170,7 @@ async def test_a_bad_token_opens_nothing(client, header):
 
 
 async def test_two_who_sign_up_at_once_with_one_address_are_one_account(live_client):
-    account = ACCOUNT | {"email": "twice@example.com"}
+    account = ACCOUNT | {"email": "twice@example.com", "nickname": "Twice"}
 
     answers = await asyncio.gather(
         *(live_client.post("/api/auth/signup", json=account) for _ in range(8))
@@ -180,7 +181,7 @@ async def test_two_who_sign_up_at_once_with_one_address_are_one_account(live_cli
 
 async def test_ten_log_ins_at_once_leave_the_service_answering(live_app, live_client):
     """Each hash is held until others have been answered: on the event loop, nobody would be."""
-    account = ACCOUNT | {"email": "busy@example.com"}
+    account = ACCOUNT | {"email": "busy@example.com", "nickname": "Busy"}
     await live_client.post("/api/auth/signup", json=account)
     account.pop("nickname")
     passwords, at_once, most = live_app.state.passwords, threading.Semaphore(0), []

@@ -88,7 +88,7 @@ class Board:
 
     def sign_up(self, email):
         account = {"email": email, "password": PASSWORD}
-        httpx.post(f"{self.url}/api/auth/signup", json=account | {"nickname": "A"})
+        httpx.post(f"{self.url}/api/auth/signup", json=account | {"nickname": email})
         return httpx.post(f"{self.url}/api/auth/login", json=account).json()["access_token"]
 
     def post(self, token):

@@ -132,6 +132,22 @@ async def test_a_board_whose_table_and_bucket_agree_has_nothing_to_report(board)
     assert (board.tally.objects, board.tally.rows) == (2, 2)
 
 
+async def test_an_avatar_belongs_to_the_board_and_is_missed(board):
+    sent = {"files": files("images", PNG), "headers": bearer(board.author)}
+    (image,) = (await board.client.post("/api/image/upload", **sent)).json()
+    worn = await board.client.patch(
+        "/api/mypage/profile", json={"avatar_id": image["id"]}, headers=bearer(board.author)
+    )
+    key = "images/" + worn.json()["avatar"]["url"].rpartition("/")[2]
+
+    assert await board.found(deep=True) == set()
+    assert await board.repair() == (set(), set())
+    await board.drop(key)
+    (lost,) = await board.findings()
+    assert (lost.kind, lost.key) == (Kind.LOST, key)
+    assert lost.shown_by == f"user {board.author['id']}"
+
+
 async def test_whatever_is_wrong_is_found(board):
     feed = await board.post(PNG, JPEG, PNG, PNG)
     lost, resized, retyped, _ = keys_of(feed)
@@ -382,6 +398,7 @@ async def test_machines_get_a_document_a_line_and_nothing_else(real):
         "feed_id": feed["id"],
         "expected": "image/webp",
         "found": "image/png",
+        "avatar_of": None,
         "mended": True,
     }
     one = nothing | {"wrong-type": 1}
@@ -459,8 +476,8 @@ async def test_reaping_by_hand_goes_on_until_nothing_is_due(own):
 
 
 _AUTHOR = """
-    INSERT INTO users (email, email_key, password_hash, nickname)
-    VALUES ('a@example.com', 'a@example.com', 'none', 'Ada') RETURNING id
+    INSERT INTO users (email, email_key, password_hash, nickname, nickname_key)
+    VALUES ('a@example.com', 'a@example.com', 'none', 'Ada', 'ada') RETURNING id
 """
 
 

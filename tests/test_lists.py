@@ -19,7 +19,8 @@ async def board(db):
     async with db.begin():
         author = await db.scalar(
             insert(User).returning(User.id),
-            {"email": "a@b.example", "email_key": "a", "password_hash": "", "nickname": "A"},
+            {"email": "a@b.example", "email_key": "a", "password_hash": ""}
+            | {"nickname": "A", "nickname_key": "a"},
         )
         for n in range(60):
             await db.execute(

@@ -36,6 +36,14 @@ PROBLEMS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "a bad cursor": ("GET", "/api/feed/list?cursor=x", {}, "invalid-input"),
     "a bad id": ("GET", "/api/feed/read/x", {}, "invalid-input"),
     "a taken address": ("POST", "/api/auth/signup", {"json": ADA}, "email-taken"),
+    "a taken nickname": (
+        "POST",
+        "/api/auth/signup",
+        {"json": ADA | {"email": "new@example.com"}},
+        "nickname-taken",
+    ),
+    "no such user": ("GET", "/api/user/999999999", {}, "user-not-found"),
+    "following oneself": ("PUT", "/api/follow/{me}", {}, "following-oneself"),
     "a missing field": ("POST", "/api/auth/signup", {"json": {}}, "invalid-input"),
     "broken JSON": ("POST", "/api/auth/login", {"headers": JSON, "content": b"{"}, "invalid-input"),
     "JSON too deep": (
@@ -104,14 +112,14 @@ def assert_problem(answer: httpx.Response, kind: str) -> dict[str, Any]:
 async def test_every_problem_has_one_shape(
     client, make_user, make_feed, stored_keys, method, url, sent, kind
 ):
-    ada = await make_user(email="ada@example.com")
+    ada = await make_user(email="ada@example.com", nickname="Ada")
     mine = await make_feed(author=ada, images=[PNG])
     hers = await make_feed(author=await make_user())
     image = mine["image_urls"][0].removeprefix("http://localhost:8000")
 
     answer = await client.request(
         method,
-        url.format(mine=mine["id"], hers=hers["id"], image=image),
+        url.format(mine=mine["id"], hers=hers["id"], me=ada["id"], image=image),
         **(sent | {"headers": bearer(ada) | sent.get("headers", {})}),
     )
 

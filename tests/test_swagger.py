@@ -57,7 +57,7 @@ async def user(service: str) -> dict[str, str]:
     """Signed up and logged in."""
     account = {"email": f"user{next(_numbers)}@example.com", "password": PASSWORD}
     async with httpx.AsyncClient(base_url=service) as client:
-        await client.post("/api/auth/signup", json=account | {"nickname": "Ada"})
+        await client.post("/api/auth/signup", json=account | {"nickname": account["email"]})
         return account | (await client.post("/api/auth/login", json=account)).json()
 
 

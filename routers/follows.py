@@ -1,0 +1,114 @@
+"""Follows over HTTP: follow and unfollow, who follows whom, and what they post."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from models.base import CursorQuery
+from models.feed import FeedRead
+from models.follow import FollowAction, FollowRead, FollowToggled, Person
+from routers.dependencies import (
+    LINK,
+    CurrentReader,
+    CurrentUser,
+    Db,
+    Id,
+    Images,
+    known_body,
+    known_parameters,
+    link_next,
+)
+from routers.problems import refuses
+from services import follows, home
+from services.errors import (
+    ContentTooLarge,
+    DatabaseUnavailable,
+    FollowingOneself,
+    InvalidInput,
+    NotAuthenticated,
+    UserNotFound,
+)
+
+router = APIRouter(
+    prefix="/api",
+    tags=["Follows"],
+    dependencies=[Depends(known_parameters), Depends(known_body)],
+    responses=refuses(NotAuthenticated, ContentTooLarge, InvalidInput, DatabaseUnavailable),
+)
+_PAGED: dict[int | str, dict[str, Any]] = {200: {"headers": {"Link": LINK}}}
+_REFUSED = refuses(FollowingOneself, UserNotFound)
+
+
+@router.patch("/follow/{user_id}", summary="Follow, or unfollow", responses=_REFUSED)
+async def toggle_follow(db: Db, follower: CurrentUser, user_id: Id) -> FollowToggled:
+    """Follow a user, or no more if I do; `PUT` and `DELETE` may be sent twice, this may not."""
+    followed = await follows.toggle(db, follower, user_id)
+    return FollowToggled(action=FollowAction.FOLLOWED if followed else FollowAction.UNFOLLOWED)
+
+
+@router.put("/follow/{user_id}", summary="Follow", responses=_REFUSED)
+async def follow(db: Db, follower: CurrentUser, user_id: Id) -> FollowRead:
+    """Follow a user; sent again, it changes nothing."""
+    return await follows.put(db, follower, user_id)
+
+
+@router.delete("/follow/{user_id}", summary="Unfollow", responses=_REFUSED)
+async def unfollow(db: Db, follower: CurrentUser, user_id: Id) -> FollowRead:
+    """Follow a user no more; sent again, it changes nothing."""
+    return await follows.remove(db, follower, user_id)
+
+
+@router.get(
+    "/mypage/{user_id}/followers",
+    summary="List followers",
+    responses=_PAGED | refuses(UserNotFound),
+)
+async def list_followers(
+    db: Db,
+    images: Images,
+    reader: CurrentUser,
+    request: Request,
+    response: Response,
+    user_id: Id,
+    query: Annotated[CursorQuery, Query()],
+) -> list[Person]:
+    """Who follows a user, latest first; whoever is signed in may see it."""
+    page = await follows.followers(db, images, user_id, query)
+    link_next(request, response, page.next)
+    return page.items
+
+
+@router.get(
+    "/mypage/{user_id}/followings",
+    summary="List followings",
+    responses=_PAGED | refuses(UserNotFound),
+)
+async def list_followings(
+    db: Db,
+    images: Images,
+    reader: CurrentUser,
+    request: Request,
+    response: Response,
+    user_id: Id,
+    query: Annotated[CursorQuery, Query()],
+) -> list[Person]:
+    """Whom a user follows, latest first; whoever is signed in may see it."""
+    page = await follows.followings(db, images, user_id, query)
+    link_next(request, response, page.next)
+    return page.items
+
+
+@router.get("/feed/home", summary="List feeds of those I follow", responses=_PAGED)
+async def list_home(
+    db: Db,
+    images: Images,
+    user: CurrentUser,
+    reader: CurrentReader,
+    request: Request,
+    response: Response,
+    query: Annotated[CursorQuery, Query()],
+) -> list[FeedRead]:
+    """A page of the feeds of those whom I follow, newest first."""
+    page = await home.page(db, images, reader, query)
+    link_next(request, response, page.next)
+    return page.items

@@ -1,0 +1,118 @@
+"""Profiles over HTTP: a user, my own page, and the feeds of one author."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from models.feed import Feed, FeedRead, ListQuery
+from models.user import AuthorQuery, Profile, ProfileUpdate
+from routers.dependencies import (
+    LINK,
+    CurrentReader,
+    CurrentUser,
+    Db,
+    Id,
+    Images,
+    known_body,
+    known_parameters,
+    link_next,
+)
+from routers.problems import refuses
+from services import feeds, profiles
+from services.cursors import Page
+from services.errors import (
+    ContentTooLarge,
+    DatabaseUnavailable,
+    InvalidInput,
+    MalformedBody,
+    NicknameTaken,
+    NotAuthenticated,
+    StorageUnavailable,
+    UnsupportedMediaType,
+    UserNotFound,
+)
+
+router = APIRouter(
+    prefix="/api",
+    tags=["Profiles"],
+    dependencies=[Depends(known_parameters), Depends(known_body)],
+    responses=refuses(NotAuthenticated, ContentTooLarge, InvalidInput, DatabaseUnavailable),
+)
+_PAGED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "headers": {
+            "Link": LINK,
+            "X-Total-Count": {
+                "description": "With `total=true`: how many feeds there are.",
+                "schema": {"type": "integer"},
+            },
+        }
+    }
+}
+
+
+@router.get("/user/{user_id}", summary="See a user", responses=refuses(UserNotFound))
+async def read_user(db: Db, images: Images, reader: CurrentReader, user_id: Id) -> Profile:
+    """A user's profile; anybody may."""
+    return await profiles.read(db, images, reader, user_id)
+
+
+@router.get("/mypage/profile", summary="See my profile")
+async def read_my_profile(
+    db: Db, images: Images, user: CurrentUser, reader: CurrentReader
+) -> Profile:
+    """My own profile, with my address."""
+    return await profiles.read(db, images, reader, user.id)
+
+
+@router.patch(
+    "/mypage/profile",
+    summary="Change my profile",
+    responses=refuses(MalformedBody, NicknameTaken, UnsupportedMediaType, StorageUnavailable),
+)
+async def update_my_profile(
+    db: Db, images: Images, user: CurrentUser, reader: CurrentReader, change: ProfileUpdate
+) -> Profile:
+    """Change what is given; an avatar that is replaced or taken away is deleted."""
+    return await profiles.update_own(db, images, user, reader, change)
+
+
+@router.get("/mypage/feeds", summary="List my feeds", responses=_PAGED)
+async def list_my_feeds(
+    db: Db,
+    images: Images,
+    author: CurrentUser,
+    reader: CurrentReader,
+    request: Request,
+    response: Response,
+    query: Annotated[ListQuery, Query()],
+) -> list[FeedRead]:
+    """A page of my feeds, newest first unless `sort_by` says otherwise."""
+    page = await feeds.page(db, images, reader, query, Feed.author_id == author.id)
+    return _items(request, response, page)
+
+
+@router.get(
+    "/feed/list-by-user",
+    summary="List a user's feeds",
+    responses=_PAGED | refuses(UserNotFound),
+)
+async def list_feeds_by_user(
+    db: Db,
+    images: Images,
+    reader: CurrentReader,
+    request: Request,
+    response: Response,
+    query: Annotated[AuthorQuery, Query()],
+) -> list[FeedRead]:
+    """A page of one author's feeds; say who by exactly one of `user_id`, `nickname`, `email`."""
+    author_id = await profiles.find(db, reader, query)
+    page = await feeds.page(db, images, reader, query, Feed.author_id == author_id)
+    return _items(request, response, page)
+
+
+def _items(request: Request, response: Response, page: Page[FeedRead]) -> list[FeedRead]:
+    link_next(request, response, page.next)
+    if page.total is not None:
+        response.headers["X-Total-Count"] = str(page.total)
+    return page.items
