@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make requirements"
 
-.PHONY: run install test check lint types fuzz crashes walk bench requirements clean
+.PHONY: run install test check lint types fuzz crashes walk storm bench requirements clean
 
 run: install
 	@$(BIN)/feedboard serve
@@ -39,12 +39,17 @@ crashes: $(VENV)/dev.stamp
 walk: $(VENV)/dev.stamp
 	FEEDBOARD_WALK=100000 $(BIN)/pytest tests/test_walk.py
 
+# The long form of counting after 16 clients did what they liked, 10 000 requests long.
+storm: $(VENV)/dev.stamp
+	FEEDBOARD_STORM=10000 $(BIN)/pytest -s tests/test_storm.py
+
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.start
 	$(BIN)/python -m bench.pictures
 	$(BIN)/python -m bench.uploads
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.home
+	$(BIN)/python -m bench.likes
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -26,8 +26,9 @@ from config.db import Sessions, open_engine, session_factory
 from config.s3 import open_s3, require_bucket
 from config.settings import Settings, SettingsError
 from models.problem import Problem
-from routers import auth, comments, deleted, feeds, follows, health, images, profiles
+from routers import auth, comments, deleted, feeds, follows, health, images, likes, profiles
 from routers import problems as problem_pages
+from services.likes import Likes, open_likes
 from services.passwords import Passwords
 from services.pictures import Limits, open_cleaner
 from services.reaper import reap_forever
@@ -54,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     _add_middleware(app, settings)
     app.include_router(auth.router, max_body_size=64 * KIB)
     app.include_router(deleted.router, max_body_size=0)
+    app.include_router(likes.router, max_body_size=64 * KIB)
     # All characters of a comment fit, also when JSON spells out each as two halves of a pair.
     app.include_router(comments.router, max_body_size=128 * KIB)
     app.include_router(follows.router, max_body_size=64 * KIB)
@@ -109,6 +111,7 @@ class Capabilities:
     images: ImageStore
     passwords: Passwords
     tokens: Tokens
+    likes: Likes
 
 
 @asynccontextmanager
@@ -122,11 +125,13 @@ async def open_capabilities(settings: Settings) -> AsyncGenerator[Capabilities]:
         open_s3(settings) as s3,
         open_cleaner(limits, workers=settings.image_workers, widths=settings.widths) as cleaner,
     ):
+        sessions = session_factory(engine)
         yield Capabilities(
-            sessions=session_factory(engine),
+            sessions=sessions,
             images=ImageStore(s3, cleaner, settings),
             passwords=Passwords(settings.password_workers),
             tokens=Tokens(settings.secret_key.get_secret_value(), settings.access_token_minutes),
+            likes=open_likes(sessions),
         )
 
 
@@ -137,6 +142,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncGenerator[None]:
         app.state.images = able.images
         app.state.passwords = able.passwords
         app.state.tokens = able.tokens
+        app.state.likes = able.likes
         reaping = reap_forever(able.sessions, able.images, restorable=settings.restorable)
         async with _background(reaping):
             yield

@@ -51,13 +51,19 @@ def serving(folder: Path) -> Generator[Board]:
         process.wait(60)
 
 
+def log_in(board: Board, name: str) -> str:
+    """Open an account; gives its access token."""
+    account = {"email": f"{name}@example.com", "password": PASSWORD}
+    httpx.post(f"{board.url}/api/auth/signup", json=account | {"nickname": name})
+    token: str = httpx.post(f"{board.url}/api/auth/login", json=account).json()["access_token"]
+    return token
+
+
 class Client:
     """Somebody with an account, who posts the same feed again and again."""
 
     def __init__(self, board: Board, name: str, photos: Sequence[bytes]) -> None:
-        account = {"email": f"{name}@example.com", "password": PASSWORD}
-        httpx.post(f"{board.url}/api/auth/signup", json=account | {"nickname": name})
-        token = httpx.post(f"{board.url}/api/auth/login", json=account).json()["access_token"]
+        token = log_in(board, name)
         # Written once, so that the load costs little beside what it is for.
         self._request = httpx.Request(
             "POST",

@@ -23,6 +23,7 @@ from services.errors import (
     NotAuthenticated,
     UnsupportedMediaType,
 )
+from services.likes import Likes
 from services.passwords import Passwords
 from services.readers import Reader
 from services.store import ImageStore
@@ -42,25 +43,31 @@ async def _settings(request: Request) -> Settings:
     return settings
 
 
-def _images(request: Request) -> ImageStore:
+async def _images(request: Request) -> ImageStore:
     images: ImageStore = request.app.state.images
     return images
 
 
-def _passwords(request: Request) -> Passwords:
+async def _passwords(request: Request) -> Passwords:
     passwords: Passwords = request.app.state.passwords
     return passwords
 
 
-def _tokens(request: Request) -> Tokens:
+async def _tokens(request: Request) -> Tokens:
     tokens: Tokens = request.app.state.tokens
     return tokens
+
+
+async def _likes(request: Request) -> Likes:
+    likes: Likes = request.app.state.likes
+    return likes
 
 
 Db = Annotated[AsyncSession, Depends(get_db)]
 Configured = Annotated[Settings, Depends(_settings)]
 Images = Annotated[ImageStore, Depends(_images)]
 PasswordHasher = Annotated[Passwords, Depends(_passwords)]
+Likings = Annotated[Likes, Depends(_likes)]
 AccessTokens = Annotated[Tokens, Depends(_tokens)]
 Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 
@@ -76,6 +83,18 @@ async def _current_user(
 CurrentUser = Annotated[User, Depends(_current_user)]
 
 
+async def _current_user_id(
+    tokens: AccessTokens, token: Annotated[str | None, Depends(_bearer)]
+) -> int:
+    """Whom the token names; whether there still is such a user is for the service to notice."""
+    if token is None:
+        raise NotAuthenticated
+    return tokens.user_id(token)
+
+
+CurrentUserId = Annotated[int, Depends(_current_user_id)]
+
+
 async def _reader(
     request: Request, tokens: AccessTokens, token: Annotated[str | None, Depends(_bearer)]
 ) -> Reader:
@@ -89,7 +108,7 @@ async def _reader(
 CurrentReader = Annotated[Reader, Depends(_reader)]
 
 
-def known_parameters(request: Request) -> None:
+async def known_parameters(request: Request) -> None:
     """Refuse a query parameter that the route does not know, or that comes twice.
 
     FastAPI passes over both in silence; a client would never learn of its typing error. A route
@@ -106,7 +125,7 @@ def known_parameters(request: Request) -> None:
             raise InvalidInput(f"This route has no parameter {name[:100]}.", pointer=f"/{name}")
 
 
-def known_body(request: Request) -> None:
+async def known_body(request: Request) -> None:
     """Refuse a body that is too large, or of a kind that the route does not read.
 
     FastAPI takes the second for a body with no fields. And where a route reads no body, it

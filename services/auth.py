@@ -10,6 +10,8 @@ from services.errors import EmailTaken, InvalidCredentials, NicknameTaken, NotAu
 from services.passwords import Passwords
 from services.tokens import Tokens
 
+ACCOUNT_GONE = "The account of this access token no longer exists."
+
 
 async def signup(
     db: AsyncSession, passwords: Passwords, *, email: str, password: str, nickname: str
@@ -58,5 +60,5 @@ async def authenticate(db: AsyncSession, tokens: Tokens, token: str) -> User:
     async with db.begin():
         user = await db.get(User, user_id)
     if user is None:
-        raise NotAuthenticated("The account of this access token no longer exists.")
+        raise NotAuthenticated(ACCOUNT_GONE)
     return user

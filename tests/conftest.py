@@ -35,6 +35,7 @@ from app import embedded, logs
 from app.main import Capabilities, create_app, open_capabilities, prepare
 from config.s3 import open_s3
 from config.settings import Settings
+from services.likes import open_likes
 from tests.browser import browser  # noqa: F401 - a fixture
 
 SECRET = "a secret for the tests and for nothing else"
@@ -228,6 +229,7 @@ async def make_app(
             app.state.images = able.images
             app.state.passwords = able.passwords
             app.state.tokens = able.tokens
+            app.state.likes = open_likes(sessions)
             return app
 
         yield make

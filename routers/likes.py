@@ -1,0 +1,95 @@
+"""Likes over HTTP."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from models.base import CursorQuery
+from models.like import Liked, LikeQuery, LikeRead, LikeToggled
+from routers.dependencies import (
+    LINK,
+    CurrentUserId,
+    Db,
+    Id,
+    Likings,
+    known_body,
+    known_parameters,
+    link_next,
+)
+from routers.problems import refuses
+from services import likes as service
+from services.errors import (
+    CommentNotFound,
+    ContentTooLarge,
+    DatabaseUnavailable,
+    FeedNotFound,
+    InvalidInput,
+    NotAuthenticated,
+)
+
+router = APIRouter(
+    prefix="/api/like",
+    tags=["Likes"],
+    dependencies=[Depends(known_parameters), Depends(known_body)],
+    responses=refuses(ContentTooLarge, InvalidInput, DatabaseUnavailable),
+)
+_OF_FEED = refuses(NotAuthenticated, FeedNotFound)
+_OF_COMMENT = refuses(NotAuthenticated, CommentNotFound)
+
+
+@router.patch(
+    "/",
+    summary="Like, or no longer",
+    responses=refuses(NotAuthenticated, FeedNotFound, CommentNotFound),
+)
+async def toggle_like(
+    likes: Likings, liker_id: CurrentUserId, query: Annotated[LikeQuery, Query()]
+) -> LikeToggled:
+    """Give `feed_id` or `comment_id`. Sent twice, it undoes itself; the other routes do not."""
+    if query.feed_id is not None:
+        toggled = await service.toggle(likes, liker_id, service.FEED, query.feed_id)
+    else:
+        toggled = await service.toggle(likes, liker_id, service.COMMENT, query.comment_id or 0)
+    return LikeToggled(liked=toggled.liked, like_count=toggled.like_count)
+
+
+@router.put("/feed/{feed_id}", summary="Like a feed", responses=_OF_FEED)
+async def like_feed(likes: Likings, liker_id: CurrentUserId, feed_id: Id) -> Liked:
+    """It is liked then, whether or not it was."""
+    return await service.add(likes, liker_id, service.FEED, feed_id)
+
+
+@router.delete("/feed/{feed_id}", summary="Like a feed no longer", responses=_OF_FEED)
+async def unlike_feed(likes: Likings, liker_id: CurrentUserId, feed_id: Id) -> Liked:
+    """It is not liked then, whether or not it was."""
+    return await service.remove(likes, liker_id, service.FEED, feed_id)
+
+
+@router.put("/comment/{comment_id}", summary="Like a comment", responses=_OF_COMMENT)
+async def like_comment(likes: Likings, liker_id: CurrentUserId, comment_id: Id) -> Liked:
+    """It is liked then, whether or not it was."""
+    return await service.add(likes, liker_id, service.COMMENT, comment_id)
+
+
+@router.delete("/comment/{comment_id}", summary="Like a comment no longer", responses=_OF_COMMENT)
+async def unlike_comment(likes: Likings, liker_id: CurrentUserId, comment_id: Id) -> Liked:
+    """It is not liked then, whether or not it was."""
+    return await service.remove(likes, liker_id, service.COMMENT, comment_id)
+
+
+@router.get(
+    "/feed/{feed_id}",
+    summary="Who likes a feed",
+    responses=refuses(FeedNotFound) | {200: {"headers": {"Link": LINK}}},
+)
+async def list_feed_likes(
+    db: Db,
+    request: Request,
+    response: Response,
+    feed_id: Id,
+    query: Annotated[CursorQuery, Query()],
+) -> list[LikeRead]:
+    """A page of who likes it, latest first; anybody may."""
+    page = await service.of_feed(db, feed_id, query)
+    link_next(request, response, page.next)
+    return page.items
