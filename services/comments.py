@@ -89,7 +89,7 @@ async def page(
 
     Raises FeedNotFound, and InvalidInput for a cursor that does not fit.
     """
-    sort_by, cursor = _start(query, query.sort_by)
+    sort_by, cursor = _start(query)
     found = select(Comment.id, Comment.create_dt) if query.tree else _COMMENTS
     found = found.where(Comment.feed_id == feed_id, _SHOWN)
     if query.tree:
@@ -110,13 +110,13 @@ async def mine(
     db: AsyncSession, author: User, reader: Reader, query: CursorQuery
 ) -> Page[CommentRead]:
     """A page of what the author has written, newest first; raises InvalidInput for a bad cursor."""
-    sort_by, cursor = _start(query, sorts=frozenset({SortBy.CREATE_DT_DESC}))
+    cursor = Cursor.newest_first(query.cursor)
     own = _COMMENTS.join(Feed, Feed.id == Comment.feed_id)
     own = own.where(Comment.author_id == author.id, _KEPT, _FEED_KEPT)
     statement = keyset(own, Comment.create_dt, Comment.id, cursor, descending=True)
     async with db.begin():
         found = await db.execute(statement.limit(query.limit + 1), {"reader_id": reader.id})
-    return _page(reader, found.all(), query.limit, sort_by)
+    return _page(reader, found.all(), query.limit, SortBy.CREATE_DT_DESC)
 
 
 async def update(
@@ -188,18 +188,16 @@ async def purge(db: AsyncSession, older_than: timedelta, *, batch: int = 1000) -
     return given_up
 
 
-def _start(
-    query: CursorQuery, sort_by: SortBy | None = None, *, sorts: frozenset[SortBy] = _SORTS
-) -> tuple[SortBy, Cursor | None]:
+def _start(query: CommentQuery) -> tuple[SortBy, Cursor | None]:
     """The order of a page and where it starts; raises InvalidInput for a cursor of another."""
     if query.cursor is None:
-        return sort_by or SortBy.CREATE_DT_DESC, None
+        return query.sort_by or SortBy.CREATE_DT_DESC, None
     cursor = Cursor.decode(query.cursor)
-    if cursor.sort_by not in sorts:
+    if cursor.sort_by not in _SORTS:
         raise InvalidInput(
             "The cursor is of another list; leave it out to start at page one.", pointer="/cursor"
         )
-    if sort_by not in {None, cursor.sort_by}:
+    if query.sort_by not in {None, cursor.sort_by}:
         raise InvalidInput(
             f"The cursor is of a list sorted by {cursor.sort_by}; leave sort_by out.",
             pointer="/sort_by",

@@ -1,9 +1,10 @@
 """Cursors: where a page of a list ended, so that the next one starts there (keyset pagination)."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Generic, TypeVar, TypeVarTuple
+from typing import Any, Generic, TypeVar, TypeVarTuple
 
 from sqlalchemy import Select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
@@ -68,6 +69,21 @@ class Page(Generic[T]):
     items: list[T]
     next: Cursor | None
     total: int | None = None
+
+
+def following(
+    rows: Sequence[Any],
+    limit: int,
+    *,
+    sort_by: SortBy = SortBy.CREATE_DT_DESC,
+    time: str = "create_dt",
+    id_: str = "id",
+) -> Cursor | None:
+    """Where the next page starts, if there is one: `rows` are of one more than the limit, then."""
+    if len(rows) <= limit:
+        return None
+    last = rows[limit - 1]
+    return Cursor(sort_by, getattr(last, time), getattr(last, id_))
 
 
 def keyset(

@@ -7,9 +7,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from models.base import NOW, CursorQuery
 from models.comment import Comment
-from models.feed import Deleted, Feed, SortBy
+from models.feed import Deleted, Feed
 from models.user import User
-from services.cursors import Cursor, Page
+from services.cursors import Cursor, Page, following
 
 # Their ids interleaved, so that a time and one number say where a page of both ended.
 _FEEDS = select(
@@ -34,7 +34,7 @@ async def page(
     db: AsyncSession, user: User, query: CursorQuery, *, restorable: timedelta
 ) -> Page[Deleted]:
     """A page of both, latest first; raises InvalidInput for a bad cursor."""
-    cursor = Cursor.decode(query.cursor) if query.cursor else None
+    cursor = Cursor.newest_first(query.cursor)
     since = NOW - restorable
     both = union_all(
         _FEEDS.where(Feed.author_id == user.id, Feed.deleted_dt > since),
@@ -59,8 +59,4 @@ async def page(
         )
         for row in rows[: query.limit]
     ]
-    following = None
-    if len(rows) > query.limit:
-        last = rows[query.limit - 1]
-        following = Cursor(SortBy.CREATE_DT_DESC, last.deleted_dt, last.place)
-    return Page(items, following)
+    return Page(items, following(rows, query.limit, time="deleted_dt", id_="place"))

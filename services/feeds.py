@@ -15,7 +15,7 @@ from models.image import Image
 from models.like import FeedLike
 from models.user import User
 from services import history, ledger
-from services.cursors import Cursor, Page, keyset
+from services.cursors import Cursor, Page, following, keyset
 from services.errors import FeedNotFound, Forbidden, InvalidInput
 from services.images import of_feeds
 from services.ledger import Upload
@@ -93,12 +93,8 @@ async def page(
         feeds = await _feeds(db, images, reader, rows[: query.limit])
         counted = select(func.count()).select_from(Feed).where(Feed.deleted_dt.is_(None), *of)
         total = await db.scalar(counted) if query.total else None
-    following = None
-    if len(rows) > query.limit:
-        last = feeds[-1]
-        time = last.update_dt if sort_by.startswith("update") else last.create_dt
-        following = Cursor(sort_by, time, last.id)
-    return Page(feeds, following, total)
+    time = "update_dt" if sort_by.startswith("update") else "create_dt"
+    return Page(feeds, following(rows, query.limit, sort_by=sort_by, time=time), total)
 
 
 async def update(

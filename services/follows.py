@@ -6,11 +6,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from models.base import CursorQuery
-from models.feed import SortBy
 from models.follow import Follow, FollowRead, Person
 from models.user import User
 from services import images
-from services.cursors import Cursor, Page, keyset
+from services.cursors import Cursor, Page, following, keyset
 from services.errors import FollowingOneself, UserNotFound
 from services.store import ImageStore
 
@@ -138,8 +137,4 @@ async def _people(
         )
         for row in rows[: query.limit]
     ]
-    following = None
-    if len(rows) > query.limit:
-        last = people[-1]
-        following = Cursor(SortBy.CREATE_DT_DESC, last.create_dt, last.user_id)
-    return Page(people, following)
+    return Page(people, following(rows, query.limit))

@@ -6,10 +6,10 @@ from sqlalchemy import BigInteger, Table, bindparam, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from models.base import CursorQuery
-from models.feed import Feed, FeedRevision, FeedRevisionRead, SortBy
+from models.feed import Feed, FeedRevision, FeedRevisionRead
 from models.image import Image
 from models.user import User
-from services.cursors import Cursor, Page, keyset
+from services.cursors import Cursor, Page, following, keyset
 from services.errors import FeedNotFound, Forbidden
 
 _IMAGES = (
@@ -35,7 +35,7 @@ async def page(
     db: AsyncSession, editor: User, feed_id: int, query: CursorQuery
 ) -> Page[FeedRevisionRead]:
     """How an own feed was, latest first; raises FeedNotFound, Forbidden and InvalidInput."""
-    cursor = Cursor.decode(query.cursor) if query.cursor else None
+    cursor = Cursor.newest_first(query.cursor)
     of_feed = select(FeedRevision).where(FeedRevision.feed_id == feed_id)
     statement = keyset(of_feed, FeedRevision.create_dt, FeedRevision.id, cursor, descending=True)
     async with db.begin():
@@ -46,7 +46,4 @@ async def page(
             raise Forbidden
         rows = (await db.scalars(statement.limit(query.limit + 1))).all()
     items = [FeedRevisionRead.model_validate(row) for row in rows[: query.limit]]
-    following = None
-    if len(rows) > query.limit:
-        following = Cursor(SortBy.CREATE_DT_DESC, items[-1].create_dt, items[-1].id)
-    return Page(items, following)
+    return Page(items, following(rows, query.limit))

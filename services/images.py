@@ -7,7 +7,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from models.base import NOW, CursorQuery
-from models.feed import Feed, SortBy
+from models.feed import Feed
 from models.image import (
     Image,
     ImagePresign,
@@ -19,7 +19,7 @@ from models.image import (
 )
 from models.user import User
 from services import history, ledger, quotas
-from services.cursors import Cursor, Page, keyset
+from services.cursors import Cursor, Page, following, keyset
 from services.errors import (
     DamagedImage,
     Forbidden,
@@ -115,7 +115,7 @@ async def mine(
     db: AsyncSession, store: ImageStore, owner: User, query: CursorQuery
 ) -> Page[OwnImageRead]:
     """A page of what the owner has uploaded, newest first; raises InvalidInput for a bad cursor."""
-    cursor = Cursor.decode(query.cursor) if query.cursor else None
+    cursor = Cursor.newest_first(query.cursor)
     own = select(Image).where(
         Image.owner_id == owner.id,
         Image.original_id.is_(None),
@@ -137,10 +137,7 @@ async def mine(
         )
         for row in found.values()
     ]
-    following = None
-    if len(rows) > query.limit:
-        following = Cursor(SortBy.CREATE_DT_DESC, items[-1].create_dt, items[-1].id)
-    return Page(items, following)
+    return Page(items, following(rows, query.limit))
 
 
 async def require_shown(db: AsyncSession, store: ImageStore, name: str) -> None:

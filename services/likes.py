@@ -31,12 +31,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from config.db import Sessions
 from models.base import CursorQuery
 from models.comment import Comment
-from models.feed import Feed, SortBy
+from models.feed import Feed
 from models.like import CommentLike, FeedLike, Liked, LikeRead
 from models.user import User
 from services.auth import ACCOUNT_GONE
 from services.batches import Batches
-from services.cursors import Cursor, Page, keyset
+from services.cursors import Cursor, Page, following, keyset
 from services.errors import CommentNotFound, FeedNotFound, NotAuthenticated, Refusal
 
 
@@ -83,17 +83,14 @@ async def toggle(likes: Likes, liker_id: int, likable: Likable, id_: int) -> Lik
 
 async def of_feed(db: AsyncSession, feed_id: int, query: CursorQuery) -> Page[LikeRead]:
     """A page of who likes a feed, latest first; raises FeedNotFound, InvalidInput for a cursor."""
-    cursor = Cursor.decode(query.cursor) if query.cursor else None
+    cursor = Cursor.newest_first(query.cursor)
     statement = keyset(_OF_FEED, FeedLike.create_dt, FeedLike.user_id, cursor, descending=True)
     async with db.begin():
         if await db.scalar(_THERE, {"thing_id": feed_id}) is None:
             raise FeedNotFound
         rows = (await db.execute(statement.limit(query.limit + 1), {"thing_id": feed_id})).all()
     items = [LikeRead.model_validate(row) for row in rows[: query.limit]]
-    following = None
-    if len(rows) > query.limit:
-        following = Cursor(SortBy.CREATE_DT_DESC, items[-1].create_dt, items[-1].user_id)
-    return Page(items, following)
+    return Page(items, following(rows, query.limit, id_="user_id"))
 
 
 async def _carry_out(

@@ -1,6 +1,7 @@
 """What is deleted can be restored for a while, and how a feed was can be seen."""
 
 from datetime import timedelta
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from sqlalchemy import update
@@ -245,3 +246,18 @@ async def test_a_history_comes_page_by_page(board):
         path = page.links.get("next", {}).get("url")
 
     assert seen == ["4", "3", "2", "1", "0"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/api/mypage/deleted", "/api/feed/history/{id}", "/api/image/mine", "/api/like/feed/{id}"],
+)
+async def test_a_cursor_of_another_order_is_refused(board, path):
+    feed, _ = await board.post(), await board.post()
+    listed = await board.client.get("/api/feed/list?limit=1&sort_by=update_dt_asc")
+    cursor = parse_qs(urlsplit(listed.links["next"]["url"]).query)["cursor"][0]
+
+    refused = await board.call("GET", f"{path.format(**feed)}?cursor={cursor}")
+
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["pointer"] == "/cursor"

@@ -70,6 +70,10 @@ BEYOND_SCHEMAS = {
     ("GET /api/mypage/feeds", "/sort_by"),
     ("GET /api/mypage/feeds", "/skip"),
     # Newest first is the only order of these.
+    ("GET /api/image/mine", "/cursor"),
+    ("GET /api/mypage/deleted", "/cursor"),
+    ("GET /api/feed/history/{feed_id}", "/cursor"),
+    ("GET /api/like/feed/{feed_id}", "/cursor"),
     ("GET /api/feed/home", "/cursor"),
     ("GET /api/mypage/{user_id}/followers", "/cursor"),
     ("GET /api/mypage/{user_id}/followings", "/cursor"),
