@@ -47,8 +47,10 @@ class Server:
         The kernel says what a process runs and where; a recorded pid may be something else by now.
         """
         found = []
-        for process in psutil.process_iter():
+        for pid in psutil.pids():
             with suppress(psutil.Error, OSError):
+                # Asked anew: psutil.process_iter() keeps what a process was before its exec.
+                process = psutil.Process(pid)
                 if Path(process.exe()).name != self.program:
                     continue
                 # A container's process may have another folder by the same path.

@@ -34,9 +34,12 @@ from app.embedded import (
 )
 
 SERVE = """
-import asyncio, dataclasses, json, sys
+import asyncio, dataclasses, json, signal, sys
 from pathlib import Path
 from app.embedded import hold, object_store, postgres
+
+# A shell starts what it runs in the background with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 async def main(data_dir):
     with hold(data_dir):
@@ -69,6 +72,12 @@ def child(script: str, data_dir: Path) -> Generator[tuple[subprocess.Popen[bytes
         try:
             assert process.stdout is not None
             yield process, json.loads(process.stdout.readline())
+        except BaseException:
+            # A test that failed leaves no parts behind either.
+            process.kill()
+            for left in standing_in(data_dir):
+                left.kill()
+            raise
         finally:
             process.kill()
 
