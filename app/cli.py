@@ -126,7 +126,7 @@ def _fail(sentence: str) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    from app.main import create_app, prepare
+    from app.main import create_app, prepare, settle
 
     # Before anything else is started; it listens at once, so that no other process can have it.
     listening = _listen(settings)
@@ -147,6 +147,7 @@ async def _serve(settings: Settings) -> None:
 
         if settings.workers == 1:
             config = uvicorn.Config(create_app(complete), **options)
+            settle()
             await _Server(config, ready).serve(sockets=[listening])
         else:
             os.environ.update(_environment(complete))

@@ -1,6 +1,7 @@
 """The application: what is opened for its life, what it serves, how it answers errors."""
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import threading
@@ -84,7 +85,19 @@ def from_environment() -> FastAPI:
     logs.configure(settings)
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    return create_app(settings)
+    app = create_app(settings)
+    settle()
+    return app
+
+
+def settle() -> None:
+    """Keep the garbage collector from what is there for good, and have it look less often.
+
+    Else it goes through all modules and routes again and again, while every request waits.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 def _die_with(parent: BaseProcess) -> None:

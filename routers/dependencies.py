@@ -83,24 +83,22 @@ async def _current_user(
 CurrentUser = Annotated[User, Depends(_current_user)]
 
 
-async def _current_user_id(
-    tokens: AccessTokens, token: Annotated[str | None, Depends(_bearer)]
-) -> int:
+async def _current_user_id(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> int:
     """Whom the token names; whether there still is such a user is for the service to notice."""
     if token is None:
         raise NotAuthenticated
+    tokens: Tokens = request.app.state.tokens
     return tokens.user_id(token)
 
 
 CurrentUserId = Annotated[int, Depends(_current_user_id)]
 
 
-async def _reader(
-    request: Request, tokens: AccessTokens, token: Annotated[str | None, Depends(_bearer)]
-) -> Reader:
+async def _reader(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> Reader:
     """Anybody may read; a token that is sent has to be good, so that nobody reads as a stranger
     without knowing it."""
     settings: Settings = request.app.state.settings
+    tokens: Tokens = request.app.state.tokens
     reader_id = None if token is None else tokens.user_id(token)
     return Reader(reader_id, settings.show_emails)
 
@@ -114,6 +112,8 @@ async def known_parameters(request: Request) -> None:
     FastAPI passes over both in silence; a client would never learn of its typing error. A route
     that takes query parameters takes them as one shape, which forbids unknown ones by itself.
     """
+    if not request.scope["query_string"]:
+        return
     route = request.scope.get("route")
     takes_query = isinstance(route, APIRoute) and bool(route.dependant.query_params)
     for name, times in Counter(name for name, _ in request.query_params.multi_items()).items():
