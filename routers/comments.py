@@ -2,12 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query
 
-from models.base import CursorQuery, Message
+from models.base import Message
 from models.comment import CommentCreate, CommentQuery, CommentRead, CommentUpdate
 from routers.dependencies import (
-    LINK,
     Configured,
     CurrentReader,
     CurrentUser,
@@ -15,8 +14,8 @@ from routers.dependencies import (
     Id,
     known_body,
     known_parameters,
-    link_next,
 )
+from routers.paging import PAGED, PageQuery, Paging
 from routers.problems import refuses
 from services import comments
 from services.errors import (
@@ -62,20 +61,17 @@ async def create_comment(
 @router.get(
     "/comment/feed/{feed_id}",
     summary="List a feed's comments",
-    responses=refuses(FeedNotFound) | {200: {"headers": {"Link": LINK}}},
+    responses=refuses(FeedNotFound) | PAGED,
 )
 async def list_comments(
     db: Db,
     reader: CurrentReader,
-    request: Request,
-    response: Response,
+    paging: Paging,
     feed_id: Id,
     query: Annotated[CommentQuery, Query()],
 ) -> list[CommentRead]:
     """A page of what was said on a feed, by time or (`tree`) by threads; anybody may."""
-    page = await comments.page(db, reader, feed_id, query)
-    link_next(request, response, page.next)
-    return page.items
+    return paging.answer(await comments.page(db, reader, feed_id, query))
 
 
 @router.patch(
@@ -119,17 +115,14 @@ async def restore_comment(
 @router.get(
     "/mypage/comments",
     summary="List my comments",
-    responses={200: {"headers": {"Link": LINK}}},
+    responses=PAGED,
 )
 async def list_my_comments(
     db: Db,
     author: CurrentUser,
     reader: CurrentReader,
-    request: Request,
-    response: Response,
-    query: Annotated[CursorQuery, Query()],
+    paging: Paging,
+    query: PageQuery,
 ) -> list[CommentRead]:
     """What I wrote on feeds that are there, newest first."""
-    page = await comments.mine(db, author, reader, query)
-    link_next(request, response, page.next)
-    return page.items
+    return paging.answer(await comments.mine(db, author, reader, query))

@@ -3,9 +3,8 @@
 import re
 from collections import Counter
 from typing import Annotated
-from urllib.parse import urlencode
 
-from fastapi import Depends, Path, Request, Response, params
+from fastapi import Depends, Path, Request, params
 from fastapi.routing import APIRoute
 from fastapi.security import OAuth2PasswordBearer
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,7 +15,6 @@ from config.settings import Settings
 from models.base import MAX_ID
 from models.user import User
 from services import auth
-from services.cursors import Cursor
 from services.errors import (
     ContentTooLarge,
     InvalidInput,
@@ -144,21 +142,3 @@ async def known_body(request: Request) -> None:
     if not reads:
         wanted = getattr(body.field_info, "media_type", "")
         raise UnsupportedMediaType(f"Send the body as {wanted}, not as {given[:100] or 'nothing'}.")
-
-
-# The header that `link_next` sets, as a route's OpenAPI entry shows it.
-LINK = {
-    "description": 'While there is more: the next page, `rel="next"` (RFC 8288).',
-    "schema": {"type": "string"},
-}
-
-
-def link_next(request: Request, response: Response, following: Cursor | None) -> None:
-    """Say where the next page is (RFC 8288): the same list, from the cursor on."""
-    if following is None:
-        return
-    settings: Settings = request.app.state.settings
-    kept = {k: v for k, v in request.query_params.items() if k not in {"skip", "cursor"}}
-    query = urlencode(kept | {"cursor": following.encode()})
-    url = f"{settings.base_url}{request.url.path}?{query}"
-    response.headers["Link"] = f'<{url}>; rel="next"'

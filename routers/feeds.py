@@ -2,13 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Query, Request, Response
+from fastapi import APIRouter, Depends, Form, Query
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from models.base import MAX_ID, NO_NUL, CursorQuery, Message, Shape
+from models.base import MAX_ID, NO_NUL, Message, Shape
 from models.feed import Content, FeedRead, FeedRevisionRead, ListQuery, Title
 from routers.dependencies import (
-    LINK,
     Configured,
     CurrentReader,
     CurrentUser,
@@ -17,9 +16,9 @@ from routers.dependencies import (
     Images,
     known_body,
     known_parameters,
-    link_next,
 )
 from routers.forms import BLANK, UPLOADS, Files, chosen, named, parts
+from routers.paging import COUNTED, PAGED, PageQuery, Paging
 from routers.problems import refuses
 from services import feeds, history
 from services.errors import (
@@ -106,33 +105,17 @@ async def read_feed(db: Db, images: Images, reader: CurrentReader, feed_id: Id) 
 @router.get(
     "/list",
     summary="List feeds",
-    responses=refuses(NotAuthenticated)
-    | {
-        200: {
-            "headers": {
-                "Link": LINK,
-                "X-Total-Count": {
-                    "description": "With `total=true`: how many feeds there are.",
-                    "schema": {"type": "integer"},
-                },
-            }
-        }
-    },
+    responses=refuses(NotAuthenticated) | COUNTED,
 )
 async def list_feeds(
     db: Db,
     images: Images,
     reader: CurrentReader,
-    request: Request,
-    response: Response,
+    paging: Paging,
     query: Annotated[ListQuery, Query()],
 ) -> list[FeedRead]:
     """A page of all feeds, newest first unless `sort_by` says otherwise; anybody may."""
-    page = await feeds.page(db, images, reader, query)
-    link_next(request, response, page.next)
-    if page.total is not None:
-        response.headers["X-Total-Count"] = str(page.total)
-    return page.items
+    return paging.answer(await feeds.page(db, images, reader, query))
 
 
 @router.patch(
@@ -198,18 +181,14 @@ async def restore_feed(
 @router.get(
     "/history/{feed_id}",
     summary="See how a feed was",
-    responses=refuses(NotAuthenticated, Forbidden, FeedNotFound)
-    | {200: {"headers": {"Link": LINK}}},
+    responses=refuses(NotAuthenticated, Forbidden, FeedNotFound) | PAGED,
 )
 async def list_revisions(
     db: Db,
     editor: CurrentUser,
     feed_id: Id,
-    request: Request,
-    response: Response,
-    query: Annotated[CursorQuery, Query()],
+    paging: Paging,
+    query: PageQuery,
 ) -> list[FeedRevisionRead]:
     """How one of my feeds was before each change, latest first."""
-    page = await history.page(db, editor, feed_id, query)
-    link_next(request, response, page.next)
-    return page.items
+    return paging.answer(await history.page(db, editor, feed_id, query))

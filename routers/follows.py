@@ -1,14 +1,10 @@
 """Follows over HTTP: follow and unfollow, who follows whom, and what they post."""
 
-from typing import Annotated, Any
+from fastapi import APIRouter, Depends
 
-from fastapi import APIRouter, Depends, Query, Request, Response
-
-from models.base import CursorQuery
 from models.feed import FeedRead
 from models.follow import FollowAction, FollowRead, FollowToggled, Person
 from routers.dependencies import (
-    LINK,
     CurrentReader,
     CurrentUser,
     Db,
@@ -16,8 +12,8 @@ from routers.dependencies import (
     Images,
     known_body,
     known_parameters,
-    link_next,
 )
+from routers.paging import PAGED, PageQuery, Paging
 from routers.problems import refuses
 from services import follows, home
 from services.errors import (
@@ -35,7 +31,6 @@ router = APIRouter(
     dependencies=[Depends(known_parameters), Depends(known_body)],
     responses=refuses(NotAuthenticated, ContentTooLarge, InvalidInput, DatabaseUnavailable),
 )
-_PAGED: dict[int | str, dict[str, Any]] = {200: {"headers": {"Link": LINK}}}
 _REFUSED = refuses(FollowingOneself, UserNotFound)
 
 
@@ -61,54 +56,45 @@ async def unfollow(db: Db, follower: CurrentUser, user_id: Id) -> FollowRead:
 @router.get(
     "/mypage/{user_id}/followers",
     summary="List followers",
-    responses=_PAGED | refuses(UserNotFound),
+    responses=PAGED | refuses(UserNotFound),
 )
 async def list_followers(
     db: Db,
     images: Images,
     reader: CurrentUser,
-    request: Request,
-    response: Response,
+    paging: Paging,
     user_id: Id,
-    query: Annotated[CursorQuery, Query()],
+    query: PageQuery,
 ) -> list[Person]:
     """Who follows a user, latest first; whoever is signed in may see it."""
-    page = await follows.followers(db, images, user_id, query)
-    link_next(request, response, page.next)
-    return page.items
+    return paging.answer(await follows.followers(db, images, user_id, query))
 
 
 @router.get(
     "/mypage/{user_id}/followings",
     summary="List followings",
-    responses=_PAGED | refuses(UserNotFound),
+    responses=PAGED | refuses(UserNotFound),
 )
 async def list_followings(
     db: Db,
     images: Images,
     reader: CurrentUser,
-    request: Request,
-    response: Response,
+    paging: Paging,
     user_id: Id,
-    query: Annotated[CursorQuery, Query()],
+    query: PageQuery,
 ) -> list[Person]:
     """Whom a user follows, latest first; whoever is signed in may see it."""
-    page = await follows.followings(db, images, user_id, query)
-    link_next(request, response, page.next)
-    return page.items
+    return paging.answer(await follows.followings(db, images, user_id, query))
 
 
-@router.get("/feed/home", summary="List feeds of those I follow", responses=_PAGED)
+@router.get("/feed/home", summary="List feeds of those I follow", responses=PAGED)
 async def list_home(
     db: Db,
     images: Images,
     user: CurrentUser,
     reader: CurrentReader,
-    request: Request,
-    response: Response,
-    query: Annotated[CursorQuery, Query()],
+    paging: Paging,
+    query: PageQuery,
 ) -> list[FeedRead]:
     """A page of the feeds of those whom I follow, newest first."""
-    page = await home.page(db, images, reader, query)
-    link_next(request, response, page.next)
-    return page.items
+    return paging.answer(await home.page(db, images, reader, query))

@@ -4,13 +4,13 @@ import asyncio
 import re
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Depends, Form, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Form, Header, Path, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field, model_validator
 from starlette.types import Message as Message_
 from starlette.types import Receive, Scope, Send
 
-from models.base import CursorQuery, Message, Shape
+from models.base import Message, Shape
 from models.image import (
     Alt,
     ImagePresign,
@@ -20,16 +20,15 @@ from models.image import (
     PresignedUpload,
 )
 from routers.dependencies import (
-    LINK,
     CurrentUser,
     Db,
     Id,
     Images,
     known_body,
     known_parameters,
-    link_next,
 )
 from routers.forms import UPLOADS, Files, named, parts
+from routers.paging import PAGED, PageQuery, Paging
 from routers.problems import refuses
 from services import images as service
 from services.errors import (
@@ -205,19 +204,16 @@ async def complete_image(db: Db, images: Images, owner: CurrentUser, image_id: I
     return await service.complete(db, images, owner, image_id)
 
 
-@api.get("/mine", summary="List my images", responses={200: {"headers": {"Link": LINK}}})
+@api.get("/mine", summary="List my images", responses=PAGED)
 async def list_my_images(
     db: Db,
     images: Images,
     owner: CurrentUser,
-    request: Request,
-    response: Response,
-    query: Annotated[CursorQuery, Query()],
+    paging: Paging,
+    query: PageQuery,
 ) -> list[OwnImageRead]:
     """What I uploaded, newest first, whether or not a feed shows it."""
-    page = await service.mine(db, images, owner, query)
-    link_next(request, response, page.next)
-    return page.items
+    return paging.answer(await service.mine(db, images, owner, query))
 
 
 @api.patch(

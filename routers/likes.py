@@ -2,20 +2,18 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query
 
-from models.base import CursorQuery
 from models.like import Liked, LikeQuery, LikeRead, LikeToggled
 from routers.dependencies import (
-    LINK,
     CurrentUserId,
     Db,
     Id,
     Likings,
     known_body,
     known_parameters,
-    link_next,
 )
+from routers.paging import PAGED, PageQuery, Paging
 from routers.problems import refuses
 from services import likes as service
 from services.errors import (
@@ -80,16 +78,13 @@ async def unlike_comment(likes: Likings, liker_id: CurrentUserId, comment_id: Id
 @router.get(
     "/feed/{feed_id}",
     summary="Who likes a feed",
-    responses=refuses(FeedNotFound) | {200: {"headers": {"Link": LINK}}},
+    responses=refuses(FeedNotFound) | PAGED,
 )
 async def list_feed_likes(
     db: Db,
-    request: Request,
-    response: Response,
+    paging: Paging,
     feed_id: Id,
-    query: Annotated[CursorQuery, Query()],
+    query: PageQuery,
 ) -> list[LikeRead]:
     """A page of who likes it, latest first; anybody may."""
-    page = await service.of_feed(db, feed_id, query)
-    link_next(request, response, page.next)
-    return page.items
+    return paging.answer(await service.of_feed(db, feed_id, query))

@@ -1,13 +1,12 @@
 """Profiles over HTTP: a user, my own page, and the feeds of one author."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query
 
 from models.feed import Feed, FeedRead, ListQuery
 from models.user import AuthorQuery, Profile, ProfileUpdate
 from routers.dependencies import (
-    LINK,
     CurrentReader,
     CurrentUser,
     Db,
@@ -15,11 +14,10 @@ from routers.dependencies import (
     Images,
     known_body,
     known_parameters,
-    link_next,
 )
+from routers.paging import COUNTED, Paging
 from routers.problems import refuses
 from services import feeds, profiles
-from services.cursors import Page
 from services.errors import (
     ContentTooLarge,
     DatabaseUnavailable,
@@ -38,17 +36,6 @@ router = APIRouter(
     dependencies=[Depends(known_parameters), Depends(known_body)],
     responses=refuses(NotAuthenticated, ContentTooLarge, InvalidInput, DatabaseUnavailable),
 )
-_PAGED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "headers": {
-            "Link": LINK,
-            "X-Total-Count": {
-                "description": "With `total=true`: how many feeds there are.",
-                "schema": {"type": "integer"},
-            },
-        }
-    }
-}
 
 
 @router.get("/user/{user_id}", summary="See a user", responses=refuses(UserNotFound))
@@ -77,42 +64,31 @@ async def update_my_profile(
     return await profiles.update_own(db, images, user, reader, change)
 
 
-@router.get("/mypage/feeds", summary="List my feeds", responses=_PAGED)
+@router.get("/mypage/feeds", summary="List my feeds", responses=COUNTED)
 async def list_my_feeds(
     db: Db,
     images: Images,
     author: CurrentUser,
     reader: CurrentReader,
-    request: Request,
-    response: Response,
+    paging: Paging,
     query: Annotated[ListQuery, Query()],
 ) -> list[FeedRead]:
     """A page of my feeds, newest first unless `sort_by` says otherwise."""
-    page = await feeds.page(db, images, reader, query, Feed.author_id == author.id)
-    return _items(request, response, page)
+    return paging.answer(await feeds.page(db, images, reader, query, Feed.author_id == author.id))
 
 
 @router.get(
     "/feed/list-by-user",
     summary="List a user's feeds",
-    responses=_PAGED | refuses(UserNotFound),
+    responses=COUNTED | refuses(UserNotFound),
 )
 async def list_feeds_by_user(
     db: Db,
     images: Images,
     reader: CurrentReader,
-    request: Request,
-    response: Response,
+    paging: Paging,
     query: Annotated[AuthorQuery, Query()],
 ) -> list[FeedRead]:
     """A page of one author's feeds; say who by exactly one of `user_id`, `nickname`, `email`."""
     author_id = await profiles.find(db, reader, query)
-    page = await feeds.page(db, images, reader, query, Feed.author_id == author_id)
-    return _items(request, response, page)
-
-
-def _items(request: Request, response: Response, page: Page[FeedRead]) -> list[FeedRead]:
-    link_next(request, response, page.next)
-    if page.total is not None:
-        response.headers["X-Total-Count"] = str(page.total)
-    return page.items
+    return paging.answer(await feeds.page(db, images, reader, query, Feed.author_id == author_id))
