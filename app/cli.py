@@ -70,9 +70,13 @@ def create_user(
             help="Better typed at the prompt than given here.",
         ),
     ],
+    admin: Annotated[
+        bool, typer.Option("--admin", help="One who may delete what others wrote.")
+    ] = False,
 ) -> None:
     """Open an account."""
-    _run(lambda settings: _create_user(settings, email, nickname, password))
+    account = {"email": email, "nickname": nickname, "password": password}
+    _run(lambda settings: _create_user(settings, account, is_admin=admin))
 
 
 @app.command()
@@ -241,14 +245,14 @@ async def _migrate(settings: Settings) -> None:
     out.print("The schema is up to date now." if changed else "The schema was up to date.")
 
 
-async def _create_user(settings: Settings, email: str, nickname: str, password: str) -> None:
+async def _create_user(settings: Settings, given: dict[str, str], *, is_admin: bool) -> None:
     from models.user import Signup
     from services import auth
     from services.errors import EmailTaken, NicknameTaken
     from services.passwords import Passwords
 
     try:
-        account = Signup(email=email, nickname=nickname, password=SecretStr(password))
+        account = Signup.model_validate(given)
     except ValidationError as error:
         raise SettingsError(
             "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
@@ -263,12 +267,13 @@ async def _create_user(settings: Settings, email: str, nickname: str, password: 
                 db,
                 Passwords(1),
                 email=account.email,
-                password=password,
+                password=given["password"],
                 nickname=account.nickname,
+                is_admin=is_admin,
             )
         except (EmailTaken, NicknameTaken) as error:
             raise SettingsError(error.detail) from None
-    out.print(f"Created user {user.id}, {user.email}.")
+    out.print(f"Created {'administrator' if is_admin else 'user'} {user.id}, {user.email}.")
 
 
 if __name__ == "__main__":

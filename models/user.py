@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.config import JsonDict
+from sqlalchemy import false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import MAX_ID, Base, Identified, Shape, Storable, Timed, storable
@@ -43,6 +44,8 @@ class User(Identified, Timed, Base):
     nickname: Mapped[str]
     nickname_key: Mapped[str] = mapped_column(unique=True)
     bio: Mapped[str] = mapped_column(server_default="", default="")
+    # May delete what others wrote; made by `feedboard user create --admin`, never over HTTP.
+    is_admin: Mapped[bool] = mapped_column(server_default=false(), default=False)
     # Kept in the transaction of each follow.
     follower_count: Mapped[int] = mapped_column(server_default="0", default=0)
     following_count: Mapped[int] = mapped_column(server_default="0", default=0)

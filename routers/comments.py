@@ -94,7 +94,7 @@ async def update_comment(
 async def delete_comment(
     db: Db, settings: Configured, editor: CurrentUser, comment_id: Id
 ) -> Message:
-    """Delete a comment; only its author may. If it has replies, its place stays."""
+    """Delete a comment; its author may, or an administrator. If it has replies, its place stays."""
     await comments.delete(db, editor, comment_id, restorable=settings.restorable)
     return Message(message="Comment Deleted")
 

@@ -156,7 +156,10 @@ async def update_feed(
 async def delete_feed(
     db: Db, images: Images, editor: CurrentUser, feed_id: Id, settings: Configured
 ) -> Message:
-    """Delete a feed and its images; only the author may, who can restore it for some days."""
+    """Delete a feed and its images; its author may, who can restore it for some days.
+
+    So may an administrator, and then it is gone for good.
+    """
     await feeds.delete(db, images, editor, feed_id, restorable=settings.restorable)
     return Message(message="Feed Deleted")
 

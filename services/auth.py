@@ -14,7 +14,13 @@ ACCOUNT_GONE = "The account of this access token no longer exists."
 
 
 async def signup(
-    db: AsyncSession, passwords: Passwords, *, email: str, password: str, nickname: str
+    db: AsyncSession,
+    passwords: Passwords,
+    *,
+    email: str,
+    password: str,
+    nickname: str,
+    is_admin: bool = False,
 ) -> User:
     """Open an account; raises EmailTaken and NicknameTaken."""
     password_hash = await passwords.hash(password)
@@ -26,6 +32,7 @@ async def signup(
             password_hash=password_hash,
             nickname=nickname,
             nickname_key=nickname_key(nickname),
+            is_admin=is_admin,
         )
         # The indexes decide, not a look beforehand: two who sign up at once cannot both win.
         .on_conflict_do_nothing()

@@ -28,8 +28,9 @@ from models.feed import Feed, SortBy
 from models.like import CommentLike
 from models.user import User
 from services import threads
+from services.access import require_deletable, require_own
 from services.cursors import Cursor, Page, keyset
-from services.errors import CommentNotFound, FeedNotFound, Forbidden, InvalidInput
+from services.errors import CommentNotFound, FeedNotFound, InvalidInput
 from services.readers import Reader
 
 _KEPT = Comment.deleted_dt.is_(None)
@@ -124,20 +125,24 @@ async def update(
 ) -> CommentRead:
     """Change a comment's words; raises CommentNotFound and Forbidden."""
     async with db.begin():
-        await _own(db, editor, comment_id, _KEPT)
+        there = await _there(db, comment_id, _KEPT)
+        require_own(editor, there.author_id)
         await _change(db, comment_id, _KEPT, content=content, update_dt=NOW)
         return await _read(db, reader, comment_id)
 
 
 async def delete(db: AsyncSession, editor: User, comment_id: int, *, restorable: timedelta) -> None:
-    """Delete a comment; its words stay while it can be restored.
+    """Delete a comment; its words stay while its author can restore it.
 
-    Raises CommentNotFound, also when the feed goes meanwhile, and Forbidden.
+    What an administrator deletes of others is gone at once. Raises CommentNotFound, also when the
+    feed goes meanwhile, and Forbidden.
     """
     async with db.begin():
-        feed_id = await _own(db, editor, comment_id, _KEPT)
-        await threads.count(db, feed_id, -1)
-        words = {} if restorable else {"content": ""}
+        there = await _there(db, comment_id, _KEPT)
+        require_deletable(editor, there.author_id)
+        await threads.count(db, there.feed_id, -1)
+        kept = restorable and there.author_id == editor.id
+        words = {} if kept else {"content": ""}
         gone = await _change(db, comment_id, _KEPT, deleted_dt=NOW, **words)
         if not gone.reply_count:
             await threads.tell(db, gone.path[:-1], -1)
@@ -151,11 +156,12 @@ async def restore(
     Raises CommentNotFound for any other, and Forbidden.
     """
     # One without words has been given up, whatever the days were then.
-    there = sa.and_(Comment.deleted_dt > NOW - restorable, Comment.content != "")
+    deleted = sa.and_(Comment.deleted_dt > NOW - restorable, Comment.content != "")
     async with db.begin():
-        feed_id = await _own(db, editor, comment_id, there)
-        await threads.count(db, feed_id, 1)
-        back = await _change(db, comment_id, there, deleted_dt=None)
+        there = await _there(db, comment_id, deleted)
+        require_own(editor, there.author_id)
+        await threads.count(db, there.feed_id, 1)
+        back = await _change(db, comment_id, deleted, deleted_dt=None)
         if not back.reply_count:
             await threads.tell(db, back.path[:-1], 1)
         return await _read(db, reader, comment_id)
@@ -250,8 +256,8 @@ def _comment(reader: Reader, row: Row[*tuple[Any, ...]]) -> CommentRead:
     return CommentRead(**shown | (_UNTOLD if row.deleted else {}))
 
 
-async def _own(db: AsyncSession, editor: User, comment_id: int, state: ColumnElement[bool]) -> int:
-    """The feed of the editor's comment, if it is in this state; nothing is locked."""
+async def _there(db: AsyncSession, comment_id: int, state: ColumnElement[bool]) -> Row[int, int]:
+    """The author and the feed of a comment, if it is in this state; nothing is locked."""
     found = (
         select(Comment.author_id, Comment.feed_id)
         .join(Feed, Feed.id == Comment.feed_id)
@@ -260,9 +266,7 @@ async def _own(db: AsyncSession, editor: User, comment_id: int, state: ColumnEle
     row = (await db.execute(found)).one_or_none()
     if row is None:
         raise CommentNotFound
-    if row.author_id != editor.id:
-        raise Forbidden
-    return int(row.feed_id)
+    return row
 
 
 async def _change(

@@ -15,8 +15,9 @@ from models.image import Image
 from models.like import FeedLike
 from models.user import User
 from services import history, ledger
+from services.access import require_deletable, require_own
 from services.cursors import Cursor, Page, following, keyset
-from services.errors import FeedNotFound, Forbidden, InvalidInput
+from services.errors import FeedNotFound, InvalidInput
 from services.images import of_feeds
 from services.ledger import Upload
 from services.readers import Reader
@@ -141,14 +142,16 @@ async def update(
 async def delete(
     db: AsyncSession, images: ImageStore, editor: User, feed_id: int, *, restorable: timedelta
 ) -> None:
-    """Delete a feed and its images; for a while the author can bring them back, if there is one.
+    """Delete a feed and its images; for a while its author can bring them back.
 
-    Raises FeedNotFound and Forbidden, never anything for S3's sake.
+    What an administrator deletes of others is gone at once. Raises FeedNotFound and Forbidden,
+    never anything for S3's sake.
     """
     async with db.begin():
-        feed = await _own(db, editor, feed_id)
+        feed = await _locked(db, feed_id)
+        require_deletable(editor, feed.author_id)
         feed.deleted_dt = NOW
-        if restorable:
+        if restorable and feed.author_id == editor.id:
             return
         await db.flush()
         discarded = await _remove(db, [feed])
@@ -172,8 +175,7 @@ async def restore(
         )
         if feed is None:
             raise FeedNotFound
-        if feed.author_id != editor.id:
-            raise Forbidden
+        require_own(editor, feed.author_id)
         feed.deleted_dt = None
         await db.flush()
         return await _shown(db, images, reader, feed_id)
@@ -245,13 +247,11 @@ async def _remove(db: AsyncSession, feeds: Sequence[Feed]) -> Sequence[str]:
     return discarded
 
 
-async def _own(db: AsyncSession, editor: User, feed_id: int) -> Feed:
-    """The feed, locked until the transaction ends; raises FeedNotFound and Forbidden."""
+async def _locked(db: AsyncSession, feed_id: int) -> Feed:
+    """The feed, locked until the transaction ends; raises FeedNotFound."""
     feed = await db.get(Feed, feed_id, with_for_update=True, populate_existing=True)
     if feed is None or feed.deleted_dt is not None:
         raise FeedNotFound
-    if feed.author_id != editor.id:
-        raise Forbidden
     return feed
 
 
@@ -271,7 +271,8 @@ async def _changing(
 
     Raises what makes the change impossible.
     """
-    feed = await _own(db, editor, feed_id)
+    feed = await _locked(db, feed_id)
+    require_own(editor, feed.author_id)
     shown = await _images(db, feed_id)
     if change.image_ids and change.remove_urls:
         raise InvalidInput(

@@ -9,8 +9,9 @@ from models.base import CursorQuery
 from models.feed import Feed, FeedRevision, FeedRevisionRead
 from models.image import Image
 from models.user import User
+from services.access import require_own
 from services.cursors import Cursor, Page, following, keyset
-from services.errors import FeedNotFound, Forbidden
+from services.errors import FeedNotFound
 
 _IMAGES = (
     select(Image.id)
@@ -42,8 +43,7 @@ async def page(
         feed = await db.get(Feed, feed_id)
         if feed is None or feed.deleted_dt is not None:
             raise FeedNotFound
-        if feed.author_id != editor.id:
-            raise Forbidden
+        require_own(editor, feed.author_id)
         rows = (await db.scalars(statement.limit(query.limit + 1))).all()
     items = [FeedRevisionRead.model_validate(row) for row in rows[: query.limit]]
     return Page(items, following(rows, query.limit))

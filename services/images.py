@@ -19,10 +19,10 @@ from models.image import (
 )
 from models.user import User
 from services import history, ledger, quotas
+from services.access import require_deletable, require_own
 from services.cursors import Cursor, Page, following, keyset
 from services.errors import (
     DamagedImage,
-    Forbidden,
     ImageNotFound,
     ImageTooLarge,
     InvalidInput,
@@ -78,7 +78,8 @@ async def complete(db: AsyncSession, store: ImageStore, owner: User, image_id: i
     NothingUploaded, and what `ledger.stored` does.
     """
     async with db.begin():
-        row = await _own(db, owner, image_id, incoming=True)
+        row = await _there(db, image_id, incoming=True)
+        require_own(owner, row.owner_id)
         if row.state is not ImageState.INCOMING:
             return read(store, await _with_variants(db, [image_id]))[0]
     try:
@@ -88,7 +89,7 @@ async def complete(db: AsyncSession, store: ImageStore, owner: User, image_id: i
                 ledger.stored(db, store, owner, [upload], freed=row.bytes) as (made,),
                 db.begin(),
             ):
-                row = await _own(db, owner, image_id, incoming=True, lock=True)
+                row = await _there(db, image_id, incoming=True, lock=True)
                 if row.state is not ImageState.INCOMING:
                     raise NothingUploaded(_TWICE)
                 raw = await ledger.adopt(db, store, row, made)
@@ -105,7 +106,8 @@ async def describe(
 ) -> ImageRead:
     """Say in words what an image shows; raises ImageNotFound and Forbidden."""
     async with db.begin():
-        row = await _own(db, owner, image_id, lock=True)
+        row = await _there(db, image_id, lock=True)
+        require_own(owner, row.owner_id)
         row.alt = alt
         await db.flush()
         return read(store, await _with_variants(db, [row.id]))[0]
@@ -150,7 +152,8 @@ async def require_shown(db: AsyncSession, store: ImageStore, name: str) -> None:
 async def delete(db: AsyncSession, store: ImageStore, owner: User, image_id: int) -> None:
     """Delete an image, also from where it is shown; raises ImageNotFound and Forbidden."""
     async with db.begin():
-        row = await _own(db, owner, image_id, incoming=True)
+        row = await _there(db, image_id, incoming=True)
+        require_deletable(owner, row.owner_id)
         if row.feed_id is not None:
             # The feed's lock first, as whoever changes a feed takes them; then the image anew.
             feed = await db.get(Feed, row.feed_id, with_for_update=True)
@@ -158,7 +161,7 @@ async def delete(db: AsyncSession, store: ImageStore, owner: User, image_id: int
                 raise ImageNotFound  # it went with its feed
             await history.record(db, feed.id)
             feed.update_dt = NOW
-        row = await _own(db, owner, image_id, incoming=True, lock=True)
+        row = await _there(db, image_id, incoming=True, lock=True)
         keys = await ledger.condemn(db, [row])
     await ledger.discard(db, store, keys)
 
@@ -225,9 +228,10 @@ async def _withdraw(db: AsyncSession, store: ImageStore, image_id: int) -> None:
     await ledger.discard(db, store, keys)
 
 
-async def _own(
-    db: AsyncSession, owner: User, image_id: int, *, incoming: bool = False, lock: bool = False
+async def _there(
+    db: AsyncSession, image_id: int, *, incoming: bool = False, lock: bool = False
 ) -> Image:
+    """An image that clients know of; raises ImageNotFound."""
     there = Image.stored & (Image.state != ImageState.CONDEMNED)
     found = select(Image).where(
         Image.id == image_id,
@@ -239,8 +243,6 @@ async def _own(
     row = await db.scalar(found)
     if row is None:
         raise ImageNotFound
-    if row.owner_id != owner.id:
-        raise Forbidden
     return row
 
 

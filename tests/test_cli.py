@@ -168,6 +168,10 @@ def test_commands_work_beside_a_running_service(board):
     again = board.run(
         "user", "create", "--email=B@example.com", "--nickname=B", f"--password={PASSWORD}"
     )
+    keeper = board.run(
+        *("user", "create", "--admin", "--email=keeper@example.com", "--nickname=Keeper"),
+        f"--password={PASSWORD}",
+    )
     filled = board.run("demo", "--users=2", "--posts=3")
 
     assert created.returncode == 0, created.stderr
@@ -181,6 +185,12 @@ def test_commands_work_beside_a_running_service(board):
     assert len(feeds) == 3
     for url in feeds[0]["image_urls"]:
         assert httpx.get(url.replace("localhost", "127.0.0.1")).status_code == 200
+    assert keeper.stdout.startswith("Created administrator ")
+    log_in = {"email": "keeper@example.com", "password": PASSWORD}
+    token = httpx.post(f"{board.url}/api/auth/login", json=log_in).json()["access_token"]
+    kept = {"Authorization": f"Bearer {token}"}
+    path = f"{board.url}/api/feed/delete/{feeds[0]['id']}"
+    assert httpx.delete(path, headers=kept).status_code == 200
 
 
 def test_several_workers_serve_one_board_and_stop_together(external):
