@@ -93,6 +93,7 @@ class CursorQuery(Shape):
     cursor: Annotated[str | None, WithJsonSchema({"type": "string", "format": "cursor"})] = Field(
         None,
         min_length=1,
-        max_length=200,
+        # Of a reply at depth 100, it holds a hundred ids.
+        max_length=3000,
         description="Where the last page ended, as its `Link` header says. It carries the order.",
     )

@@ -10,6 +10,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 from models.base import MAX_ID, Base, CursorQuery, Identified, Shape, Timed, storable
 from models.feed import SortBy
 
+# Comments on a page of threads, at most. A thread may have any number of replies, a page may not:
+# these are 20 threads of 25, and some hundred kilobytes where people write as people do.
+MAX_TREE = 500
+
 
 class Comment(Identified, Timed, Base):
     __tablename__ = "comments"
@@ -92,5 +96,6 @@ class CommentQuery(CursorQuery):
     tree: bool = Field(
         False,
         description="Each comment on the feed itself with all its replies behind it, depth first "
-        "and oldest first; `limit` and `sort_by` are then about those on the feed itself.",
+        "and oldest first; `limit` and `sort_by` are then about those on the feed itself. A page "
+        f"also ends after {MAX_TREE} comments; the next one goes on there, be it within a thread.",
     )

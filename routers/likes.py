@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Query
 
 from models.like import Liked, LikeQuery, LikeRead, LikeToggled
 from routers.dependencies import (
+    CurrentReader,
     CurrentUserId,
     Db,
     Id,
@@ -78,10 +79,11 @@ async def unlike_comment(likes: Likings, liker_id: CurrentUserId, comment_id: Id
 @router.get(
     "/feed/{feed_id}",
     summary="Who likes a feed",
-    responses=refuses(FeedNotFound) | PAGED,
+    responses=_OF_FEED | PAGED,
 )
 async def list_feed_likes(
     db: Db,
+    reader: CurrentReader,
     paging: Paging,
     feed_id: Id,
     query: PageQuery,

@@ -9,13 +9,16 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     ColumnElement,
     Row,
     Select,
     bindparam,
+    case,
     exists,
     func,
+    literal,
     or_,
     select,
 )
@@ -23,13 +26,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from models.base import NOW, CursorQuery
-from models.comment import Comment, CommentQuery, CommentRead
+from models.comment import MAX_TREE, Comment, CommentQuery, CommentRead
 from models.feed import Feed, SortBy
 from models.like import CommentLike
 from models.user import User
 from services import threads
 from services.access import require_deletable, require_own
-from services.cursors import Cursor, Page, keyset
+from services.cursors import Cursor, Page, following, keyset
 from services.errors import CommentNotFound, FeedNotFound, InvalidInput
 from services.readers import Reader
 
@@ -88,23 +91,24 @@ async def page(
 ) -> Page[CommentRead]:
     """A page of a feed's comments, or of its threads; they are read by one statement.
 
+    A page of threads ends after `MAX_TREE` comments, too, and the next one goes on in the thread.
     Raises FeedNotFound, and InvalidInput for a cursor that does not fit.
     """
     sort_by, cursor = _start(query)
-    found = select(Comment.id, Comment.create_dt) if query.tree else _COMMENTS
-    found = found.where(Comment.feed_id == feed_id, _SHOWN)
-    if query.tree:
-        found = found.where(Comment.parent_id.is_(None))
     descending = sort_by == SortBy.CREATE_DT_DESC
-    # One more than asked for says whether there is a next page, without counting.
-    found = keyset(found, Comment.create_dt, Comment.id, cursor, descending=descending)
-    found = found.limit(query.limit + 1)
+    if query.tree:
+        statement = _threads(feed_id, query.limit, cursor, descending=descending)
+    else:
+        found = _COMMENTS.where(Comment.feed_id == feed_id, _SHOWN)
+        found = keyset(found, Comment.create_dt, Comment.id, cursor, descending=descending)
+        # One more than asked for says whether there is a next page, without counting.
+        statement = found.limit(query.limit + 1)
     async with db.begin():
         if await db.scalar(select(Feed.id).where(Feed.id == feed_id, _FEED_KEPT)) is None:
             raise FeedNotFound
-        statement = _threads(found, query.limit, descending=descending) if query.tree else found
         rows = (await db.execute(statement, {"reader_id": reader.id})).all()
-    return _page(reader, rows, query.limit, sort_by, tree=query.tree)
+    paged = _nested if query.tree else _page
+    return paged(reader, rows, query.limit, sort_by)
 
 
 async def mine(
@@ -198,7 +202,7 @@ def _start(query: CommentQuery) -> tuple[SortBy, Cursor | None]:
     """The order of a page and where it starts; raises InvalidInput for a cursor of another."""
     if query.cursor is None:
         return query.sort_by or SortBy.CREATE_DT_DESC, None
-    cursor = Cursor.decode(query.cursor)
+    cursor = Cursor.decode(query.cursor, nested=query.tree)
     if cursor.sort_by not in _SORTS:
         raise InvalidInput(
             "The cursor is of another list; leave it out to start at page one.", pointer="/cursor"
@@ -212,35 +216,50 @@ def _start(query: CommentQuery) -> tuple[SortBy, Cursor | None]:
 
 
 def _threads(
-    roots: Select[*tuple[Any, ...]], limit: int, *, descending: bool
+    feed_id: int, limit: int, cursor: Cursor | None, *, descending: bool
 ) -> Select[*tuple[Any, ...]]:
-    """The comments of some threads; of one more than `limit` no more than its root."""
-    order = [c.desc() if descending else c.asc() for c in (Comment.create_dt, Comment.id)]
-    place = func.row_number().over(order_by=order).label("place")
-    thread = roots.add_columns(place).subquery("thread")
+    """The comments of some threads in nested order, from the cursor on: of a page, and one more.
+
+    Each step is a walk along an index up to a limit, however long a thread is.
+    """
+    roots = select(Comment.id, Comment.create_dt)
+    roots = roots.where(Comment.feed_id == feed_id, Comment.parent_id.is_(None), _SHOWN)
+    roots = keyset(roots, Comment.create_dt, Comment.id, cursor, descending=descending)
+    # The thread that the last page ended in is not one of the limit.
+    thread = roots.limit(limit + (2 if cursor else 1)).subquery("thread")
+    said = _COMMENTS.add_columns(Comment.path).where(Comment.root_id == thread.c.id, _SHOWN)
+    if cursor:
+        ended = literal(list(cursor.path), ARRAY(BigInteger))
+        start = case((thread.c.id == cursor.id, ended), else_=literal([], ARRAY(BigInteger)))
+        said = said.where(Comment.path > start)
+    of_thread = said.order_by(Comment.path).limit(MAX_TREE + 1).correlate(thread).lateral("said")
+    order = [c.desc() if descending else c.asc() for c in (thread.c.create_dt, thread.c.id)]
     return (
-        _COMMENTS.join(thread, thread.c.id == Comment.root_id)
-        .where(_SHOWN, or_(Comment.parent_id.is_(None), thread.c.place <= limit))
-        .order_by(thread.c.place, Comment.path)
+        select(of_thread, thread.c.create_dt.label("root_dt"))
+        .join_from(thread, of_thread, sa.true())
+        .order_by(*order, of_thread.c.path)
+        .limit(MAX_TREE + 1)
     )
 
 
 def _page(
-    reader: Reader,
-    rows: Sequence[Row[*tuple[Any, ...]]],
-    limit: int,
-    sort_by: SortBy,
-    *,
-    tree: bool = False,
+    reader: Reader, rows: Sequence[Row[*tuple[Any, ...]]], limit: int, sort_by: SortBy
 ) -> Page[CommentRead]:
-    """The comments, or threads, up to the limit, and a cursor if there is one more."""
-    counted = [n for n, row in enumerate(rows) if row.depth == 1 or not tree]
-    following = None
-    if len(counted) > limit:
-        last = rows[counted[limit - 1]]
-        following = Cursor(sort_by, last.create_dt, last.id)
-        rows = rows[: counted[limit]]
-    return Page([_comment(reader, row) for row in rows], following)
+    shown = [_comment(reader, row) for row in rows[:limit]]
+    return Page(shown, following(rows, limit, sort_by=sort_by))
+
+
+def _nested(
+    reader: Reader, rows: Sequence[Row[*tuple[Any, ...]]], limit: int, sort_by: SortBy
+) -> Page[CommentRead]:
+    """The comments up to the root that is beyond the limit, or up to the most of a page."""
+    roots = [n for n, row in enumerate(rows) if row.parent_id is None]
+    end = min([MAX_TREE, *roots[limit:]])
+    start = None
+    if len(rows) > end:
+        last = rows[end - 1]
+        start = Cursor(sort_by, last.root_dt, last.path[0], tuple(last.path))
+    return Page([_comment(reader, row) for row in rows[:end]], start)
 
 
 async def _read(db: AsyncSession, reader: Reader, comment_id: int) -> CommentRead:
@@ -249,7 +268,7 @@ async def _read(db: AsyncSession, reader: Reader, comment_id: int) -> CommentRea
 
 
 def _comment(reader: Reader, row: Row[*tuple[Any, ...]]) -> CommentRead:
-    shown = dict(row._mapping) | {
+    shown = {name: row._mapping[name] for name in CommentRead.model_fields} | {
         "author_email": reader.email(row.author_email, of=row.author_id),
         "liked": None if reader.id is None else row.liked,
     }

@@ -20,32 +20,47 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Cursor:
-    """The order of a list, and the time and id of the last thing on the page."""
+    """The order of a list, and the time and id of the last thing on the page.
+
+    In nested order these are of the thread's root, and `path` says where in the thread it ended.
+    """
 
     sort_by: SortBy
     time: datetime
     id: int
+    path: tuple[int, ...] = ()
 
     def encode(self) -> str:
         # Whole microseconds, PostgreSQL's own grain: a rounded time would skip or repeat.
         microseconds = (self.time - _EPOCH) // timedelta(microseconds=1)
-        text = f"{self.sort_by} {microseconds} {self.id}"
+        text = " ".join(map(str, (self.sort_by, microseconds, self.id, *self.path)))
         return urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
     @classmethod
-    def decode(cls, text: str) -> "Cursor":
-        """Read a cursor that `encode` made; raises InvalidInput for any other text."""
+    def decode(cls, text: str, *, nested: bool = False) -> "Cursor":
+        """Read a cursor that `encode` made; raises InvalidInput for any other text, and for a
+        cursor in nested order where it is not asked for, or the other way round."""
         try:
             padded = text.encode("ascii") + b"=" * (-len(text) % 4)
-            sort_by, microseconds, id_ = urlsafe_b64decode(padded).decode("ascii").split(" ")
+            sort_by, microseconds, *ids = urlsafe_b64decode(padded).decode("ascii").split(" ")
             time = _EPOCH + timedelta(microseconds=int(microseconds))
-            cursor = cls(SortBy(sort_by), time, int(id_))
+            id_, *path = map(int, ids)
+            cursor = cls(SortBy(sort_by), time, id_, tuple(path))
         except (ValueError, OverflowError):
             cursor = None
         # Only the very text that `encode` makes: base64 and int() would take many spellings.
-        if cursor is None or not 0 <= cursor.id <= MAX_ID or cursor.encode() != text:
+        if (
+            cursor is None
+            or cursor.encode() != text
+            or not all(0 <= n <= MAX_ID for n in (cursor.id, *cursor.path))
+        ):
             raise InvalidInput(
                 "The cursor is not one that this API gave; leave it out to start at page one.",
+                pointer="/cursor",
+            )
+        if bool(cursor.path) != nested:
+            raise InvalidInput(
+                "The cursor is of another list; leave it out to start at page one.",
                 pointer="/cursor",
             )
         return cursor
@@ -94,10 +109,15 @@ def keyset(
     *,
     descending: bool,
 ) -> Select[*Ts]:
-    """Order a statement by time and id, and start it behind the cursor."""
+    """Order a statement by time and id, and start it behind the cursor.
+
+    In nested order it starts at the thread that the cursor is in, which may go on behind it.
+    """
     order = [column.desc() if descending else column.asc() for column in (time, id_)]
     statement = statement.order_by(*order)
     if cursor is None:
         return statement
     here, there = tuple_(time, id_), tuple_(cursor.time, cursor.id)
+    if cursor.path:
+        return statement.where(here <= there if descending else here >= there)
     return statement.where(here < there if descending else here > there)

@@ -1,13 +1,18 @@
 """Pages of comments: by time, by threads, by author, and what a page costs."""
 
+import random
+from datetime import UTC, datetime
 from itertools import chain
 
 import pytest
 from sqlalchemy import insert, text, update
 
+from models.base import MAX_ID
 from models.comment import Comment
-from models.feed import Feed
+from models.feed import Feed, SortBy
 from models.like import CommentLike
+from services import comments
+from services.cursors import Cursor
 from tests.comments import delete, ids, say, shown
 from tests.conftest import bearer, client_of
 from tests.test_lists import counted_statements, walk
@@ -43,6 +48,7 @@ async def board(db, ada, feed):
     return feed
 
 
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 ROOTS = text("SELECT id FROM comments WHERE parent_id IS NULL ORDER BY id")
 
 
@@ -99,6 +105,88 @@ async def test_following_the_links_shows_every_thread_once_and_whole(client, boa
     )
     assert keys == sorted(keys, reverse=order.endswith("desc"))
     assert sorted(ids(rows)) == sorted(ids(await everything(client, board)))
+
+
+@pytest.mark.parametrize("order", ["create_dt_desc", "create_dt_asc"])
+@pytest.mark.parametrize("most", [1, 2, 4, 7])
+async def test_a_page_may_end_within_a_thread_and_the_next_goes_on_there(
+    client, board, monkeypatch, order, most
+):
+    url = f"/api/comment/feed/{board['id']}?tree=true&sort_by={order}&limit="
+    whole = (await client.get(f"{url}100")).json()
+    monkeypatch.setattr(comments, "MAX_TREE", most)
+
+    pages = await walk(client, f"{url}2")
+
+    assert list(chain(*pages)) == whole
+    # All but the last end at the bound of comments, or in front of a third thread.
+    for n, page in enumerate(pages[:-1]):
+        roots = [row for row in page if row["depth"] == 1]
+        assert len(page) == most or (len(roots) == 2 and pages[n + 1][0]["depth"] == 1)
+        assert len(page) <= most
+        assert len(roots) <= 2
+
+
+async def test_a_thread_of_any_length_comes_in_pages_of_five_hundred(client, db, ada, feed):
+    root = await say(client, ada, feed)
+    await reply_often(db, ada, feed, root, times=1200)
+    after = await say(client, ada, feed)
+
+    url = f"/api/comment/feed/{feed['id']}?tree=true&sort_by=create_dt_asc"
+    pages = await walk(client, url)
+
+    rows = list(chain(*pages))
+    assert [len(page) for page in pages] == [500, 500, 202]
+    assert ids(rows) == [root["id"], *sorted(ids(rows[1:-1])), after["id"]]
+
+
+async def reply_often(db, author, feed, root, *, times):
+    async with db.begin():
+        await db.execute(
+            text(
+                """
+                INSERT INTO comments
+                    (id, feed_id, author_id, parent_id, root_id, path, content)
+                SELECT id, :feed, :author, :root, :root, ARRAY[:root, id], 'Words'
+                FROM (
+                    SELECT nextval(pg_get_serial_sequence('comments', 'id')) AS id
+                    FROM generate_series(1, :times)
+                ) new
+                """
+            ),
+            {"feed": feed["id"], "author": author["id"], "root": root["id"], "times": times},
+        )
+        await db.execute(text("ANALYZE comments"))
+
+
+@pytest.mark.parametrize("order", ["create_dt_desc", "create_dt_asc"])
+async def test_threads_are_walked_without_a_hole_or_a_repeat_while_others_write(
+    client, board, ada, monkeypatch, order
+):
+    chosen = random.Random(order)
+    monkeypatch.setattr(comments, "MAX_TREE", 5)
+    url = f"/api/comment/feed/{board['id']}?tree=true&limit=2&sort_by={order}"
+    before = [row for row in await everything(client, board) if not row["deleted"]]
+    gone, seen, following = set(), [], url
+    while following:
+        answer = await client.get(following)
+        seen += ids(answer.json())
+        following = answer.links.get("next", {}).get("url")
+        # The last one seen, and where the walk has been or will be.
+        for parent in (answer.json()[-1], None, *chosen.sample(before, 2)):
+            if not parent or not (parent["deleted"] or parent["id"] in gone):
+                await say(client, ada, board, parent=parent)
+        for row in {row["id"]: row for row in (answer.json()[-1], *chosen.sample(before, 2))}:
+            gone.add(row)
+            await delete(client, ada, {"id": row})
+
+    monkeypatch.setattr(comments, "MAX_TREE", 10_000)
+    after = ids(chain(*await walk(client, url.replace("limit=2", "limit=100"))))
+    assert len(set(seen)) == len(seen)
+    assert {row["id"] for row in before} - gone <= set(seen)
+    # In the one order, old and new; some of the new lay ahead.
+    assert [id_ for id_ in after if id_ in set(seen)] == [id_ for id_ in seen if id_ in set(after)]
+    assert set(seen) - set(ids(before))
 
 
 async def everything(client, feed):
@@ -180,6 +268,33 @@ async def test_a_cursor_belongs_to_its_order(client, board, make_feed, ada, tree
     assert mine.json()["errors"][0]["pointer"] == "/cursor"
 
 
+@pytest.mark.parametrize("order", ["create_dt_desc", "create_dt_asc"])
+async def test_a_cursor_of_threads_and_one_of_a_list_do_not_fit_each_other(
+    client, board, ada, order
+):
+    url = f"/api/comment/feed/{board['id']}?limit=3&sort_by={order}"
+    links = [(await client.get(f"{url}{tree}")).links["next"]["url"] for tree in ("", "&tree=true")]
+    by_time, nested = (link.partition("cursor=")[2].partition("&")[0] for link in links)
+
+    for query in (
+        f"{url}&tree=true&cursor={by_time}",
+        f"{url}&cursor={nested}",
+        f"/api/feed/list?cursor={nested}",
+        f"/api/mypage/comments?cursor={nested}",
+    ):
+        refused = await client.get(query, headers=bearer(ada))
+        assert refused.status_code == 422
+        assert refused.json()["errors"][0]["pointer"] == "/cursor"
+
+
+async def test_a_cursor_may_be_as_deep_as_replies_may_go(client, board):
+    deepest = Cursor(SortBy.CREATE_DT_DESC, LONG_AGO, MAX_ID, (MAX_ID,) * 100).encode()
+
+    answer = await client.get(f"/api/comment/feed/{board['id']}?tree=true&cursor={deepest}")
+
+    assert (answer.status_code, answer.json()) == (200, [])
+
+
 async def test_a_feed_that_is_not_there_has_no_list(client):
     for query in ("", "?tree=true"):
         refused = await client.get(f"/api/comment/feed/999999999{query}")
@@ -244,20 +359,39 @@ async def test_a_page_is_read_by_its_indexes_and_sorts_no_more_than_itself(
     client, db, ada, feed, engine, query
 ):
     await fill(db, ada, feed)
-    with counted_statements(engine, parameters=True) as sent:
-        await shown(client, feed, query)
-    ((statement, values),) = [s for s in sent if "FROM comments" in s[0]]
 
+    nodes = await plan_of(client, db, engine, f"/api/comment/feed/{feed['id']}?{query}")
+
+    scans = [node for node in nodes if node.get("Relation Name") == "comments"]
+    assert all(node["Node Type"] in {"Index Scan", "Index Only Scan"} for node in scans), scans
+    # The page, and the next comment, or thread.
+    assert all(node["Actual Rows"] <= 105 for node in nodes if "Sort" in node["Node Type"])
+
+
+async def test_a_page_within_a_long_thread_reads_no_more_than_itself(client, db, ada, feed, engine):
+    await fill(db, ada, feed)
+    await reply_often(db, ada, feed, await say(client, ada, feed), times=3000)
+    first = url = f"/api/comment/feed/{feed['id']}?tree=true"
+    for _ in range(5):
+        url = (await client.get(url)).links["next"]["url"]
+
+    for page in (first, url):
+        nodes = await plan_of(client, db, engine, page)
+        scans = [node for node in nodes if node.get("Relation Name") == "comments"]
+        assert all(node["Node Type"] == "Index Scan" for node in scans), scans
+        assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) <= 21 + 501
+
+
+async def plan_of(client, db, engine, url):
+    """The nodes of the plan by which PostgreSQL has read a page of comments."""
+    with counted_statements(engine, parameters=True) as sent:
+        await client.get(url)
+    ((statement, values),) = [s for s in sent if "FROM comments" in s[0]]
     async with db.begin():
         connection = await db.connection()
         explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}"
         plan = (await connection.exec_driver_sql(explain, values)).scalar_one()
-
-    nodes = list(flat(plan[0]["Plan"]))
-    scans = [node for node in nodes if node.get("Relation Name") == "comments"]
-    assert all(node["Node Type"] in {"Index Scan", "Index Only Scan"} for node in scans), scans
-    # The page, and the root of the next thread.
-    assert all(node["Actual Rows"] <= 101 for node in nodes if "Sort" in node["Node Type"])
+    return list(flat(plan[0]["Plan"]))
 
 
 async def fill(db, author, feed):
