@@ -5,11 +5,14 @@ from dataclasses import replace
 
 from tests.conftest import Json
 from tests.crash_clients import Client, Request
+from tests.crash_facts import Fact
 from tests.crash_memory import Picture, Post, Shown, State, digest_of
 from tests.crash_races import (
+    GONE,
     altering,
     arrange_and_remove,
     delete_and_remove,
+    deleted,
     deleting,
     describe_and_remove,
     post_and_describe,
@@ -18,6 +21,7 @@ from tests.crash_races import (
 )
 
 MOST = 9  # images that a client gives a feed
+DEEPEST = 8  # replies to replies, as the service has it
 
 
 async def work(client: Client) -> None:
@@ -78,8 +82,24 @@ async def _update(
 
 
 async def delete(client: Client) -> None:
-    feed_id, before = client.take_feed()
-    await client.write("delete", deleting(feed_id), State((before,)), State(), feed_id)
+    feed_id, post = client.take_feed()
+    after = deleted(client, post)
+    await client.write("delete", deleting(feed_id), State((post,)), after, feed_id)
+
+
+async def hide(client: Client) -> None:
+    """Have a feed with images to restore."""
+    if await create(client, least=1):
+        await delete(client)
+
+
+async def restore(client: Client) -> bool | None:
+    """Bring a feed back, with all that it had."""
+    feed_id = client.random.choice(list(client.hidden))
+    post = client.hidden.pop(feed_id)
+    request = Request("POST", f"/api/feed/restore/{feed_id}")
+    before, after = State(hidden=(post,)), State((post,))
+    return await client.write("restore", request, before, after, feed_id)
 
 
 async def upload(client: Client) -> None:
@@ -125,6 +145,62 @@ async def _alter(client: Client, kind: str, alter: Callable[[Shown], Shown | Non
         altered = alter(image)
         after = State((post.altered(image, altered),))
         await client.write(kind, altering(image, altered), State((post,)), after, feed_id)
+
+
+async def like(client: Client) -> None:
+    """Like somebody's feed or comment, or no longer."""
+    feeds = _everybodys_feeds(client)
+    things = [(f"feed/{feed_id}", feed_id) for feed_id in feeds]
+    comments = client.situation.comments.items()
+    things += [(f"comment/{number}", of) for number, of in comments if of in feeds]
+    if things:
+        path, feed_id = client.random.choice(things)
+        await _say_whether(client, "like", f"/api/like/{path}", "liked", feed_id)
+
+
+async def follow(client: Client) -> None:
+    """Follow somebody, or no more."""
+    others = [other.id for other in client.situation.clients if other is not client]
+    path = f"/api/follow/{client.random.choice(others)}"
+    await _say_whether(client, "follow", path, "followed")
+
+
+async def _say_whether(
+    client: Client, kind: str, path: str, name: str, feed_id: int | None = None
+) -> None:
+    if (fact := client.facts.get(path, Fact(feed_id))).doubted:
+        return
+    wanted = client.random.random() < 0.6
+    request = Request("PUT" if wanted else "DELETE", path, may_be=_unless_own(client, feed_id))
+    answer = await client.tell(kind, request, path, fact, wanted=wanted)
+    if answer and answer[name] != wanted:
+        client.situation.faults.append(f"{request} was acknowledged as {answer}")
+
+
+async def comment(client: Client) -> None:
+    """Comment on somebody's feed, or reply to a comment."""
+    if not (feeds := _everybodys_feeds(client)):
+        return
+    comments, feed_id = client.situation.comments, client.random.choice(feeds)
+    above = [None, *(number for number, of in comments.items() if of == feed_id)]
+    parent_id, words = client.random.choice(above), client.says("Comment")
+    body = {"feed_id": feed_id, "content": words, "parent_id": parent_id}
+    may_be = _unless_own(client, feed_id)
+    request = Request("POST", "/api/comment/create", json=body, may_be=may_be)
+    answer = await client.tell("comment", request, words, Fact(feed_id, parent_id))
+    if answer and answer | body != answer:
+        client.situation.faults.append(f"{request} was acknowledged as {answer}")
+    elif answer and answer["depth"] < DEEPEST:
+        comments[answer["id"]] = feed_id
+
+
+def _everybodys_feeds(client: Client) -> list[int]:
+    return [feed_id for other in client.situation.clients for feed_id in other.feeds]
+
+
+def _unless_own(client: Client, feed_id: int | None) -> tuple[int, ...]:
+    """Another's feed may go meanwhile; one's own, and whoever is followed, is there."""
+    return () if feed_id in (None, *client.feeds) else (GONE,)
 
 
 async def read(client: Client) -> None:
@@ -193,7 +269,11 @@ ACTS: dict[Callable[[Client], Awaitable[object]], Callable[[Client], float]] = {
     create: writes(0, 4, 2),
     change: writes(2, 2, 2),
     arrange: writes(2, 3, 3),
-    delete: writes(2, 1, 5),
+    delete: writes(2, 2, 5),
+    restore: lambda client: 3 if client.hidden and client.situation.restorable else 0,
+    like: lambda client: 4,
+    follow: lambda client: 1,
+    comment: lambda client: 3,
     upload: lambda client: 3 if len(client.pending) < 5 else 0.5,
     upload_directly: lambda client: 2 if len(client.pending) < 5 else 0.5,
     describe: writes(2, 1, 1),

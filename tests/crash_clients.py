@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from tests.conftest import Json, bearer, files
+from tests.crash_facts import Fact, Facts
 from tests.crash_memory import Change, Outcome, Outcomes, Picture, Post, Seen, Shown, State
 
 # What a client may meet, beside success, while something is down.
@@ -36,6 +37,10 @@ class Situation:
     trouble: set[str] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
     ending: bool = False
+    restorable: bool = True  # what is deleted
+    clients: list["Client"] = field(default_factory=list)
+    # What can be liked and replied to: its feed, by the comment's id.
+    comments: dict[int, int] = field(default_factory=dict)
 
     def slowest(self, what: str, began: float) -> float:
         """Count how long something took, if nothing took longer; gives the seconds."""
@@ -58,7 +63,8 @@ class Request:
     def patience(self, trouble: set[str]) -> float:
         """Seconds within which the answer has to come."""
         if "/images/" in self.path:
-            return LOAD + SLACK
+            # The database is asked first whether its feed is deleted.
+            return LOAD + (ANSWER if DATABASE_DOWN in trouble else 0) + SLACK
         fetches = self.path.endswith("/complete")
         if not self.files[1] and not fetches:
             return ANSWER + SLACK
@@ -73,16 +79,19 @@ class Request:
 
 
 class Client:
-    """Somebody with an account, who keeps what was promised: `feeds`, and `pending` images.
+    """Somebody with an account, who keeps what was promised: `feeds`, those `hidden` that can be
+    restored, `pending` images, and `facts`.
 
     Nobody else changes these, so it is known what they must look like.
     """
 
     def __init__(self, situation: Situation, account: Json, name: str) -> None:
         self.situation, self.name = situation, name
-        self.headers = bearer(account)
+        self.id, self.headers = account["id"], bearer(account)
         self.random = random.Random(f"{situation.seed} {name}")
         self.feeds: dict[int, Post] = {}
+        self.hidden: dict[int, Post] = {}
+        self.facts: Facts = {}
         self.pending: dict[int, Shown] = {}
         self.deleted: list[int] = []
         self.doubts: list[Change] = []
@@ -134,6 +143,19 @@ class Client:
             self._keep(change, answer.json() if answer else {})
         return done
 
+    async def tell(
+        self, kind: str, request: Request, what: str, fact: Fact, *, wanted: bool = True
+    ) -> Json | None:
+        """Send what makes a fact be so, or not; gives the answer if it was done."""
+        fact = self.facts.setdefault(what, fact)
+        done, answer = await self._ask(kind, request)
+        if done is None:
+            self.situation.counts["facts in doubt"] += 1
+            fact.so = fact.so | {wanted}
+        elif done:
+            fact.so = {wanted}
+        return answer.json() if answer else None
+
     async def send_form(self, form: Json, data: bytes) -> bool:
         """Send a file to the store, as a browser does; it need not be there."""
         try:
@@ -182,7 +204,9 @@ class Client:
             return
         for post in told.posts:
             self.feeds[change.feeds[0] if change.feeds else answer["id"]] = post
-        if not told.posts:
+        for post in told.hidden:
+            self.hidden[change.feeds[0]] = post
+        if not told.posts and not told.hidden:
             self.deleted += change.feeds
         self.pending |= {image.id: image for image in told.pending if image.id is not None}
 
@@ -246,5 +270,7 @@ class Client:
         if len(change.outcomes) > 1:
             self.situation.counts[f"- of these {'done' if outcome.done else 'not done'}"] += 1
         self.feeds |= outcome.posts
+        self.hidden |= outcome.hidden
         self.pending |= outcome.pending
-        self.deleted += [feed_id for feed_id in change.feeds if feed_id not in outcome.posts]
+        left = outcome.posts.keys() | outcome.hidden.keys()
+        self.deleted += [feed_id for feed_id in change.feeds if feed_id not in left]

@@ -85,19 +85,25 @@ class Post:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is there: all feeds by id, a client's images that no feed shows, and their bytes."""
+    """What is there: all feeds by id, those that a client can restore, as they were, the client's
+    images that no feed shows, and the bytes of all."""
 
     feeds: dict[int, Json]
+    hidden: dict[int, Json]
     pending: dict[int, Json]
     digests: Digests
 
 
 @dataclass(frozen=True)
 class State:
-    """What is so of some feeds and of some pending images: these, and no others of them."""
+    """What is so of some feeds and of some pending images: these, and no others of them.
+
+    `hidden` are feeds that are deleted and can be restored.
+    """
 
     posts: tuple[Post, ...] = ()
     pending: tuple[Shown, ...] = ()
+    hidden: tuple[Post, ...] = ()
 
     def shown_by(self, answer: Any) -> Self | None:
         """This state with what an answer tells of it, if it can be true beside that answer."""
@@ -114,7 +120,8 @@ class State:
         return self
 
     def images(self) -> list[Shown]:
-        return [*self.pending, *(image for post in self.posts for image in post.images)]
+        posts = (*self.posts, *self.hidden)
+        return [*self.pending, *(image for post in posts for image in post.images)]
 
 
 # What is so if these of some requests were done and those not.
@@ -142,13 +149,14 @@ class Change:
 
     def fitting(self, seen: Seen) -> list["Outcome"]:
         """The outcomes that fit what is seen. One has to: none means half of the change."""
-        feeds, pending = self.about(seen)
+        feeds, hidden, pending = self.about(seen)
         fitting = []
         for which, state in self.outcomes.items():
             posts = _matched(state.posts, feeds, seen.digests)
+            kept = _matched(state.hidden, hidden, seen.digests)
             images = _matched(state.pending, pending, seen.digests)
-            if posts is not None and images is not None:
-                fitting.append(Outcome(any(which), posts, images))
+            if posts is not None and kept is not None and images is not None:
+                fitting.append(Outcome(any(which), posts, kept, images))
         return fitting
 
     def known(self) -> set[int]:
@@ -162,15 +170,18 @@ class Change:
         alts = {image.alt for image in images if image.id is None}
         return {number for number, image in seen.pending.items() if image["alt"] in alts}
 
-    def about(self, seen: Seen) -> tuple[dict[int, Json], dict[int, Json]]:
-        """The feeds and the pending images, of what is seen, that are its business."""
+    def about(self, seen: Seen) -> tuple[dict[int, Json], dict[int, Json], dict[int, Json]]:
+        """The feeds, the hidden ones and the pending images, of what is seen, that are its
+        business."""
         titles = {post.title for state in self.outcomes.values() for post in state.posts}
-        feeds = seen.feeds.items()
         ids, pending = self.known() | self.uploaded(seen), seen.pending.items()
-        return (
-            {i: feed for i, feed in feeds if i in self.feeds or feed["title"] in titles},
-            {i: image for i, image in pending if i in ids},
-        )
+
+        def own(feeds: dict[int, Json]) -> dict[int, Json]:
+            found = feeds.items()
+            return {i: feed for i, feed in found if i in self.feeds or feed["title"] in titles}
+
+        images = {i: image for i, image in pending if i in ids}
+        return own(seen.feeds), own(seen.hidden), images
 
 
 @dataclass(frozen=True)
@@ -179,6 +190,7 @@ class Outcome:
 
     done: bool
     posts: dict[int, Post]
+    hidden: dict[int, Post]
     pending: dict[int, Shown]
 
 

@@ -114,28 +114,31 @@ class Service(Board):
         self.port = lasting_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "serve.log"
-        self.workers = 1
+        self.workers, self.restore_days = 1, 7
         self.process: Any = None
         self._read = 0  # lines of the log
         # A grace that no run outlives: what was uploaded and acknowledged has to stay.
         self.environment |= {"PORT": str(self.port), "PUBLIC_URL": self.url, "IMAGE_GRACE": "86400"}
         # What killed requests leave waits for a day here, and is not to be the clients' quota.
-        self.environment |= {"MAX_PENDING_IMAGES": "100000", "RESTORE_DAYS": "0"}
+        self.environment |= {"MAX_PENDING_IMAGES": "100000"}
         self.environment |= {"ACCESS_LOG": "false", "ACCESS_TOKEN_MINUTES": "1440"}
 
-    def serve_with(self, workers: int) -> None:
-        """Let it have so many workers from its next start on, and stop it if it has others."""
-        if self.process is not None and self.workers != workers:
+    def serve_with(self, workers: int, restore_days: int | None = None) -> None:
+        """Let it have these from its next start on, and stop it if it has others."""
+        before = self.workers, self.restore_days
+        self.workers = workers
+        self.restore_days = self.restore_days if restore_days is None else restore_days
+        if self.process is not None and before != (self.workers, self.restore_days):
             self.stop()
             self.process = None
-        self.workers = workers
 
     def launch(self) -> None:
+        now = {"WORKERS": str(self.workers), "RESTORE_DAYS": str(self.restore_days)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*COMMAND, "serve"],
                 cwd=self.folder,
-                env=self.environment | {"WORKERS": str(self.workers)},
+                env=self.environment | now,
                 stderr=log,
                 stdout=log,
                 start_new_session=True,

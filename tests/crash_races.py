@@ -14,6 +14,11 @@ def deleting(feed_id: int) -> Request:
     return Request("DELETE", f"/api/feed/delete/{feed_id}")
 
 
+def deleted(client: Client, post: Post) -> State:
+    """What is left of a feed then."""
+    return State(hidden=(post,)) if client.situation.restorable else State()
+
+
 def altering(image: Shown, altered: Shown | None, *may_be: int) -> Request:
     """Give an image other words, or delete it."""
     path = f"/api/image/{image.id}"
@@ -98,11 +103,12 @@ async def delete_and_remove(client: Client) -> None:
         return
     feed_id, before = feed
     image = client.random.choice(before.images)
+    without = before.altered(image, None)
     outcomes: Outcomes = {
         (False, False): State((before,)),
-        (True, False): State(),
-        (False, True): State((before.altered(image, None),)),
-        (True, True): State(),
+        (True, False): deleted(client, before),
+        (False, True): State((without,)),
+        (True, True): deleted(client, without),
     }
     requests = [deleting(feed_id), altering(image, None, GONE)]
     await client.race("delete_and_remove", requests, outcomes, feed_id)

@@ -11,7 +11,7 @@ import httpx
 from config.settings import Settings
 from tests import pictures
 from tests.conftest import user_maker
-from tests.crash_acts import ACTS, create, work
+from tests.crash_acts import ACTS, create, hide, restore, work
 from tests.crash_checks import Inventory
 from tests.crash_clients import HANG, Client, Request, Situation
 from tests.crash_memory import Picture, digest_of, urls_of
@@ -43,6 +43,10 @@ COUNTED = """
     - of these done
     - of these not done
     feeds checked
+    hidden feeds checked
+    comments checked
+    likes, follows and comments checked
+    facts in doubt
     pending images checked
     deleted feeds looked for
     images loaded
@@ -73,7 +77,7 @@ class Scene:
         await self.service.start()
         sign_up = user_maker(self.http)
         accounts = await asyncio.gather(*(sign_up() for _ in range(CLIENTS)))
-        self.clients = [
+        self.situation.clients = self.clients = [
             Client(self.situation, account, f"client {n}") for n, account in enumerate(accounts)
         ]
         await asyncio.gather(*map(self._learn, album()))
@@ -119,6 +123,31 @@ class Scene:
             while not await create(self.clients[0], least=1):
                 pass
         self.situation.slowest("recovery", began)
+
+    async def let_restore(self, restorable: bool) -> None:
+        """Serve so that what is deleted can be restored from now on, or no more.
+
+        What was deleted before is over then, and goes; when this is called nothing is in doubt.
+        Everybody has something to restore from the start, so that few rounds try it, too.
+        """
+        self.situation.restorable = restorable
+        self.service.serve_with(self.service.workers, 7 if restorable else 0)
+        await self.service.start()
+        if restorable:
+            await asyncio.gather(*(hide(it) for it in self.clients if not it.hidden))
+            return
+        for client in self.clients:
+            client.deleted += client.hidden
+            client.hidden.clear()
+        await self.inventory.purged()
+
+    async def end(self) -> None:
+        """Restore all that can be restored, and find in the bucket what feeds show, no more."""
+        for client in self.clients:
+            while client.hidden:
+                assert await restore(client), self.situation.faults
+        await self.inventory.take(self.clients)
+        await self.inventory.collect(self.clients)
 
     async def check(self) -> None:
         """With nothing down and nobody writing: all that was promised is there, and no more."""
