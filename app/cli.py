@@ -143,6 +143,8 @@ async def _serve(settings: Settings) -> None:
             "log_config": None,
             "access_log": False,
             "server_header": False,
+            # Not by uvicorn, which believes everybody on loopback: app/proxies.py does it.
+            "proxy_headers": False,
             "timeout_graceful_shutdown": 20,
         }
 

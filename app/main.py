@@ -20,8 +20,9 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
 import migrations
-from app import logs, problems
+from app import logs, problems, rate_limits
 from app.guard import BodyGuard
+from app.proxies import TrustedProxies
 from app.request_log import RequestLog
 from config.db import Sessions, open_engine, session_factory
 from config.s3 import open_s3, require_bucket
@@ -29,6 +30,8 @@ from config.settings import Settings, SettingsError
 from models.problem import Problem
 from routers import auth, comments, deleted, feeds, follows, health, images, likes, profiles
 from routers import problems as problem_pages
+from services.attempts import LoginAttempts
+from services.counters import Counters, open_counters
 from services.likes import Likes, open_likes
 from services.passwords import Passwords
 from services.pictures import Limits, open_cleaner
@@ -125,6 +128,8 @@ class Capabilities:
     passwords: Passwords
     tokens: Tokens
     likes: Likes
+    counters: Counters
+    attempts: LoginAttempts
 
 
 @asynccontextmanager
@@ -137,6 +142,9 @@ async def open_capabilities(settings: Settings) -> AsyncGenerator[Capabilities]:
         open_engine(settings) as engine,
         open_s3(settings) as s3,
         open_cleaner(limits, workers=settings.image_workers, widths=settings.widths) as cleaner,
+        open_counters(settings.redis, "rates") as counters,
+        # Apart, so that no flood of requests pushes failed log-ins out of memory.
+        open_counters(settings.redis, "attempts") as attempts,
     ):
         sessions = session_factory(engine)
         yield Capabilities(
@@ -145,6 +153,8 @@ async def open_capabilities(settings: Settings) -> AsyncGenerator[Capabilities]:
             passwords=Passwords(settings.password_workers),
             tokens=Tokens(settings.secret_key.get_secret_value(), settings.access_token_minutes),
             likes=open_likes(sessions),
+            counters=counters,
+            attempts=LoginAttempts(None if settings.rates is None else attempts),
         )
 
 
@@ -156,6 +166,8 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncGenerator[None]:
         app.state.passwords = able.passwords
         app.state.tokens = able.tokens
         app.state.likes = able.likes
+        app.state.counters = able.counters
+        app.state.attempts = able.attempts
         reaping = reap_forever(able.sessions, able.images, restorable=settings.restorable)
         async with _background(reaping):
             yield
@@ -176,15 +188,22 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     # The last one added is the outermost.
     app.add_middleware(BodyGuard)
     app.add_middleware(problems.LastResort)
+    if settings.rates is not None:
+        app.add_middleware(rate_limits.RateLimits, rates=settings.rates)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
         allow_methods=["GET", "HEAD", "POST", "PATCH", "PUT", "DELETE"],
         allow_headers=["*"],
-        expose_headers=["Link", "X-Total-Count", "X-Request-ID", "Retry-After", "ETag"],
+        expose_headers=[
+            *("Link", "X-Total-Count", "X-Request-ID", "Retry-After", "ETag"),
+            *rate_limits.HEADERS,
+        ],
         max_age=600,
     )
     app.add_middleware(RequestLog, access_log=settings.access_log)
+    if settings.proxies:
+        app.add_middleware(TrustedProxies, proxies=settings.proxies)
 
 
 def _add_docs(app: FastAPI) -> None:
@@ -226,7 +245,9 @@ _OF_IMAGES = {"images", "new_images", "image_ids", "target_image_urls", "alt"}
 def _openapi(app: FastAPI, generate: Any) -> dict[str, Any]:
     """FastAPI's document, with the shape that all problems share, and what the settings limit."""
     if app.openapi_schema is None:
-        schemas = generate().setdefault("components", {}).setdefault("schemas", {})
+        document = generate()
+        rate_limits.document(document["paths"])
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
         problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= problem.pop("$defs") | {"Problem": problem}
         for unused in ("HTTPValidationError", "ValidationError"):

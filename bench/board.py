@@ -31,7 +31,11 @@ def serving(folder: Path) -> Generator[Board]:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     command = [str(Path(sys.executable).parent / "feedboard"), "serve"]
-    environment = os.environ | {"DATA_DIR": str(folder / "data"), "PORT": str(port)}
+    environment = os.environ | {
+        "DATA_DIR": str(folder / "data"),
+        "PORT": str(port),
+        "RATE_LIMITS": "off",
+    }
     began = time.perf_counter()
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(  # noqa: S603

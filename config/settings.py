@@ -1,17 +1,43 @@
 """Everything that the environment may change, each with a line of why."""
 
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from config.addresses import Network, parse_networks
+from config.rates import Rate, RouteClass, parse_rates
+from config.redis import redis_uri
+
 MIB = 1024 * 1024
 Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _checked(parse: Callable[[Any], object]) -> AfterValidator:
+    """Keep the text of a setting, if it can be parsed."""
+
+    def check(text: Any) -> Any:
+        parse(text)
+        return text
+
+    return AfterValidator(check)
+
+
+def _redis_uri(url: SecretStr) -> str:
+    return redis_uri(url.get_secret_value())
 
 
 class SettingsError(Exception):
@@ -134,6 +160,21 @@ class Settings(BaseSettings):
     cors_origins: str = Field(
         "*", description="Origins whose pages may call the API, separated by commas; `*` is any."
     )
+    rate_limits: Annotated[str, _checked(parse_rates)] = Field(
+        "",
+        description="`off`, or other limits than usual, such as `read=100/second,sign-up=20/hour`, "
+        "of `log-in`, `sign-up`, `write`, `upload`, `read`. Unset: those that no person reaches.",
+    )
+    redis_url: Annotated[SecretStr, _checked(_redis_uri)] | None = Field(
+        None,
+        description="A Redis or Valkey in which all processes count together, as "
+        "`redis://:password@host:6379/0` (`rediss://`, `unix:///path`). Unset: each for itself.",
+    )
+    trusted_proxies: Annotated[str, _checked(parse_networks)] = Field(
+        "",
+        description="Addresses or networks, by commas, of the proxies whose `X-Forwarded-For`, "
+        "`Forwarded` and `X-Forwarded-Proto` are believed. Unset: nobody's are.",
+    )
     access_log: bool = Field(True, description="Whether each request is logged, one line each.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged."
@@ -175,6 +216,20 @@ class Settings(BaseSettings):
         if value is not None and len(value.get_secret_value().encode()) < 32:
             raise ValueError("it must be at least 32 characters long (try: openssl rand -hex 32)")
         return value
+
+    @property
+    def rates(self) -> Mapping[RouteClass, Rate] | None:
+        """How often each class of routes may be asked; None: as often as one likes."""
+        return parse_rates(self.rate_limits)
+
+    @property
+    def proxies(self) -> tuple[Network, ...]:
+        return parse_networks(self.trusted_proxies)
+
+    @property
+    def redis(self) -> str | None:
+        """Where all processes count together, as the library takes it; None is nowhere."""
+        return None if self.redis_url is None else _redis_uri(self.redis_url)
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -7,6 +7,8 @@ from fastapi import APIRouter, Depends, Form
 from models.user import Credentials, PasswordGrant, Signup, TokenRead, User, UserRead
 from routers.dependencies import (
     AccessTokens,
+    Attempts,
+    ClientAddress,
     Db,
     PasswordHasher,
     known_body,
@@ -22,6 +24,7 @@ from services.errors import (
     InvalidInput,
     MalformedBody,
     NicknameTaken,
+    TooManyAttempts,
     UnsupportedMediaType,
 )
 
@@ -52,29 +55,43 @@ async def signup(db: Db, passwords: PasswordHasher, account: Signup) -> User:
     )
 
 
-@router.post("/login", summary="Log in", responses=refuses(InvalidCredentials))
+@router.post("/login", summary="Log in", responses=refuses(InvalidCredentials, TooManyAttempts))
 async def login(
-    db: Db, passwords: PasswordHasher, tokens: AccessTokens, credentials: Credentials
+    db: Db,
+    passwords: PasswordHasher,
+    tokens: AccessTokens,
+    attempts: Attempts,
+    address: ClientAddress,
+    credentials: Credentials,
 ) -> TokenRead:
     """Exchange e-mail and password for an access token, sent as `Authorization: Bearer …`."""
-    return await auth.login(
-        db,
-        passwords,
-        tokens,
-        email=credentials.email,
-        password=credentials.password.get_secret_value(),
-    )
+    async with attempts.attempt(credentials.email, address):
+        return await auth.login(
+            db,
+            passwords,
+            tokens,
+            email=credentials.email,
+            password=credentials.password.get_secret_value(),
+        )
 
 
-@router.post("/token", summary="Log in with a form", responses=refuses(InvalidCredentials))
+@router.post(
+    "/token", summary="Log in with a form", responses=refuses(InvalidCredentials, TooManyAttempts)
+)
 async def token(
-    db: Db, passwords: PasswordHasher, tokens: AccessTokens, form: Annotated[PasswordGrant, Form()]
+    db: Db,
+    passwords: PasswordHasher,
+    tokens: AccessTokens,
+    attempts: Attempts,
+    address: ClientAddress,
+    form: Annotated[PasswordGrant, Form()],
 ) -> TokenRead:
     """The same tokens for OAuth 2.0's password form; `username` is the e-mail address."""
-    return await auth.login(
-        db,
-        passwords,
-        tokens,
-        email=form.username,
-        password=form.password.get_secret_value(),
-    )
+    async with attempts.attempt(form.username, address):
+        return await auth.login(
+            db,
+            passwords,
+            tokens,
+            email=form.username,
+            password=form.password.get_secret_value(),
+        )

@@ -15,6 +15,7 @@ from config.settings import Settings
 from models.base import MAX_ID
 from models.user import User
 from services import auth
+from services.attempts import LoginAttempts
 from services.errors import (
     ContentTooLarge,
     InvalidInput,
@@ -61,12 +62,24 @@ async def _likes(request: Request) -> Likes:
     return likes
 
 
+async def _attempts(request: Request) -> LoginAttempts:
+    attempts: LoginAttempts = request.app.state.attempts
+    return attempts
+
+
+async def _client_address(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
 Db = Annotated[AsyncSession, Depends(get_db)]
 Configured = Annotated[Settings, Depends(_settings)]
 Images = Annotated[ImageStore, Depends(_images)]
 PasswordHasher = Annotated[Passwords, Depends(_passwords)]
 Likings = Annotated[Likes, Depends(_likes)]
 AccessTokens = Annotated[Tokens, Depends(_tokens)]
+Attempts = Annotated[LoginAttempts, Depends(_attempts)]
+# The client itself, also where it comes by proxies, if TRUSTED_PROXIES names them.
+ClientAddress = Annotated[str, Depends(_client_address)]
 Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 
 

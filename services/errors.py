@@ -14,11 +14,18 @@ class Refusal(Exception):
 
     status: ClassVar[HTTPStatus]
     default: ClassVar[str]
-    retry_after: ClassVar[int | None] = None
+    retry_after: int | None = None
 
-    def __init__(self, detail: str | None = None, *, pointer: str | None = None) -> None:
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        pointer: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
         self.detail = detail or self.default
         self.pointer = pointer
+        self.retry_after = retry_after or self.retry_after
         super().__init__(self.detail)
 
     @classmethod
@@ -184,6 +191,22 @@ class InvalidInput(Refusal):
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     default = "The input is not valid."
+
+
+class TooManyRequests(Refusal):
+    """A user, or an address, asks more often than this instance lets them."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    default = "More requests came than are taken; wait as long as Retry-After says."
+    retry_after = 60
+
+
+class TooManyAttempts(Refusal):
+    """Too many log-ins to this account, or from this address, failed lately."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    default = "Too many log-ins failed; try again when Retry-After says."
+    retry_after = 60
 
 
 class InternalError(Refusal):

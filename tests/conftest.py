@@ -50,9 +50,10 @@ _GIVEN = {name: os.environ.pop(name.upper(), None) for name in Settings.model_fi
 def make_settings(**changes: Any) -> Settings:
     """Settings that do not depend on the machine's environment or on a `.env`.
 
-    What is deleted is gone at once, unless a test says otherwise.
+    What is deleted is gone at once, and nobody asks too often, unless a test says otherwise.
     """
-    return Settings(_env_file=None, **({"secret_key": SECRET, "restore_days": 0} | changes))
+    usual = {"secret_key": SECRET, "restore_days": 0, "rate_limits": "off"}
+    return Settings(_env_file=None, **(usual | changes))
 
 
 @contextmanager
@@ -230,6 +231,8 @@ async def make_app(
             app.state.passwords = able.passwords
             app.state.tokens = able.tokens
             app.state.likes = open_likes(sessions)
+            app.state.counters = able.counters
+            app.state.attempts = able.attempts
             return app
 
         yield make
@@ -344,7 +347,9 @@ async def live_client(live_app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 async def live_server(live_app: FastAPI) -> AsyncIterator[int]:
     """The port at which uvicorn serves the live application: for clients that go away."""
-    config = uvicorn.Config(live_app, port=0, lifespan="off", log_config=None, http="httptools")
+    config = uvicorn.Config(
+        live_app, port=0, lifespan="off", log_config=None, http="httptools", proxy_headers=False
+    )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve())
     while not server.started:

@@ -122,6 +122,7 @@ class Service(Board):
         # What killed requests leave waits for a day here, and is not to be the clients' quota.
         self.environment |= {"MAX_PENDING_IMAGES": "100000"}
         self.environment |= {"ACCESS_LOG": "false", "ACCESS_TOKEN_MINUTES": "1440"}
+        self.environment |= {"RATE_LIMITS": "off"}
 
     def serve_with(self, workers: int, restore_days: int | None = None) -> None:
         """Let it have these from its next start on, and stop it if it has others."""

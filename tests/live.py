@@ -21,6 +21,7 @@ async def served(settings: Settings) -> AsyncGenerator[str]:
         lifespan="on",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
     )
     server = uvicorn.Server(config)
     server.capture_signals = nullcontext  # Ctrl-C is for pytest.

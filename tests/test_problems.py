@@ -133,6 +133,7 @@ async def test_every_problem_has_one_shape(
 def test_every_kind_of_problem_has_been_shown():
     faults_of_ours = {"internal-error", "storage-unavailable", "database-unavailable", "not-ready"}
     elsewhere = {"nothing-uploaded", "quota-exceeded"}  # in test_direct_uploads and test_quotas
+    elsewhere |= {"too-many-requests", "too-many-attempts"}  # test_rate_limits, test_attempts
     shown = {kind for *_, kind in PROBLEMS.values()} | faults_of_ours | elsewhere
 
     assert {f"/problems/{kind}" for kind in shown} == set(KINDS)

@@ -74,6 +74,18 @@ FAULTS = {
     "IMAGE_WIDTHS": [{"IMAGE_WIDTHS": "320;960"}, {"IMAGE_WIDTHS": "wide"}],
     "COMMENT_DEPTH": [{"COMMENT_DEPTH": "0"}],
     "RESTORE_DAYS": [{"RESTORE_DAYS": "-1"}, {"RESTORE_DAYS": "a week"}],
+    "RATE_LIMITS": [
+        {"RATE_LIMITS": text}
+        for text in ("on", "read", "read=", "read=0/minute", "read=5/week", "post=5/minute")
+    ]
+    + [{"RATE_LIMITS": "read=1/day,read=2/day"}, {"RATE_LIMITS": "read=5/minute;6/hour"}],
+    "REDIS_URL": [
+        {"REDIS_URL": url}
+        for url in ("localhost:6379", "http://h", "redis://", "redis://h:port", "redis://a:1,b:2")
+    ],
+    "TRUSTED_PROXIES": [
+        {"TRUSTED_PROXIES": text} for text in ("proxy", "10.0.0.1/8", "10.0.0.0/33", "*")
+    ],
     "LOG_LEVEL": [{"LOG_LEVEL": "loud"}],
 }
 
