@@ -250,7 +250,7 @@ async def _migrate(settings: Settings) -> None:
 async def _create_user(settings: Settings, given: dict[str, str], *, is_admin: bool) -> None:
     from models.user import Signup
     from services import auth
-    from services.errors import EmailTaken, NicknameTaken
+    from services.errors import EmailTaken, InvalidInput, NicknameTaken
     from services.passwords import Passwords
 
     try:
@@ -272,8 +272,9 @@ async def _create_user(settings: Settings, given: dict[str, str], *, is_admin: b
                 password=given["password"],
                 nickname=account.nickname,
                 is_admin=is_admin,
+                verified=True,  # by whoever may run this command
             )
-        except (EmailTaken, NicknameTaken) as error:
+        except (EmailTaken, NicknameTaken, InvalidInput) as error:
             raise SettingsError(error.detail) from None
     out.print(f"Created {'administrator' if is_admin else 'user'} {user.id}, {user.email}.")
 

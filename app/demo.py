@@ -45,6 +45,7 @@ async def fill(settings: Settings, *, users: int, posts: int) -> None:
                     email=f"{name.lower()}{number}.{run}@example.com",
                     password=password,
                     nickname=f"{name} {run} {number}",
+                    verified=True,
                 )
                 for number, name in zip(range(users), _NAMES * 5, strict=False)
             ]

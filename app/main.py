@@ -13,28 +13,45 @@ from importlib.metadata import version
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.routing import iter_route_contexts
 from starlette.staticfiles import StaticFiles
 
 import migrations
 from app import logs, problems, rate_limits
 from app.guard import BodyGuard
+from app.pages import add_pages
 from app.proxies import TrustedProxies
 from app.request_log import RequestLog
 from config.db import Sessions, open_engine, session_factory
 from config.s3 import open_s3, require_bucket
 from config.settings import Settings, SettingsError
 from models.problem import Problem
-from routers import auth, comments, deleted, feeds, follows, health, images, likes, profiles
+from routers import (
+    accounts,
+    auth,
+    comments,
+    deleted,
+    feeds,
+    follows,
+    health,
+    images,
+    likes,
+    profiles,
+)
 from routers import problems as problem_pages
+from routers.dependencies import verified
 from services.attempts import LoginAttempts
 from services.counters import Counters, open_counters
+from services.errors import EmailNotVerified
 from services.likes import Likes, open_likes
+from services.mail import open_post
 from services.passwords import Passwords
 from services.pictures import Limits, open_cleaner
+from services.postman import send_forever
 from services.reaper import reap_forever
 from services.store import ImageStore
 from services.tokens import Tokens
@@ -57,16 +74,20 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     problems.install(app)
     _add_middleware(app, settings)
+    # Of the routers that write; keeping one's account is left to those who are not verified, too.
+    writing = [Depends(verified)] if settings.require_verified_email else []
     app.include_router(auth.router, max_body_size=64 * KIB)
-    app.include_router(deleted.router, max_body_size=0)
-    app.include_router(likes.router, max_body_size=64 * KIB)
+    app.include_router(accounts.router, max_body_size=64 * KIB)
+    app.include_router(deleted.router, max_body_size=0, dependencies=writing)
+    app.include_router(likes.router, max_body_size=64 * KIB, dependencies=writing)
     # All characters of a comment fit, also when JSON spells out each as two halves of a pair.
-    app.include_router(comments.router, max_body_size=128 * KIB)
-    app.include_router(follows.router, max_body_size=64 * KIB)
-    app.include_router(profiles.router, max_body_size=64 * KIB)
+    app.include_router(comments.router, max_body_size=128 * KIB, dependencies=writing)
+    app.include_router(follows.router, max_body_size=64 * KIB, dependencies=writing)
+    app.include_router(profiles.router, max_body_size=64 * KIB, dependencies=writing)
     for router in (feeds.router, images.api):
         app.include_router(
             router,
+            dependencies=writing,
             max_body_size=settings.max_body_bytes,
             # More files than a feed may have are still parsed, to be refused in words.
             form_limits={
@@ -79,6 +100,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health.router, max_body_size=0)
     app.include_router(problem_pages.router, max_body_size=0)
     _add_docs(app)
+    add_pages(app)
     return app
 
 
@@ -169,7 +191,8 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncGenerator[None]:
         app.state.counters = able.counters
         app.state.attempts = able.attempts
         reaping = reap_forever(able.sessions, able.images, restorable=settings.restorable)
-        async with _background(reaping):
+        sending = send_forever(able.sessions, open_post(settings))
+        async with _background(reaping), _background(sending):
             yield
 
 
@@ -238,6 +261,17 @@ def _add_docs(app: FastAPI) -> None:
         return RedirectResponse(request.scope.get("root_path", "").rstrip("/") + "/docs")
 
 
+def _list_verification(app: FastAPI, document: dict[str, Any]) -> None:
+    """Add the problem that `verified` gives to each write that it guards."""
+    problem = problem_pages.refuses(EmailNotVerified)
+    for route in iter_route_contexts(app.routes):
+        guards = getattr(getattr(route, "dependant", None), "dependencies", ())
+        if any(guard.call is verified for guard in guards):
+            for method in (route.methods or set()) - {"GET", "HEAD"}:
+                listed = document["paths"][route.path_format][method.lower()]["responses"]
+                problem_pages.add(listed, problem)
+
+
 # Lists that are as long as a feed's images at most.
 _OF_IMAGES = {"images", "new_images", "image_ids", "target_image_urls", "alt"}
 
@@ -247,6 +281,7 @@ def _openapi(app: FastAPI, generate: Any) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = generate()
         rate_limits.document(document["paths"])
+        _list_verification(app, document)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= problem.pop("$defs") | {"Problem": problem}

@@ -19,6 +19,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from config.addresses import Network, parse_networks
+from config.mail import MailServer, Page, Sender
 from config.rates import Rate, RouteClass, parse_rates
 from config.redis import redis_uri
 
@@ -157,6 +158,30 @@ class Settings(BaseSettings):
         description="Whether users see each other's e-mail addresses; if not, `author_email` is "
         "null for all but oneself.",
     )
+    smtp_url: MailServer | None = Field(
+        None,
+        description="The mail server, as `smtp://user:password@host:587` (STARTTLS when offered; "
+        "demanded where a password goes to another machine) or `smtps://…`. Unset: a mail lands as "
+        "a file in `DATA_DIR/outbox`.",
+    )
+    mail_from: Sender | None = Field(
+        None,
+        description="Who mails are from, such as `Feedboard <board@example.com>`. Needed with "
+        "`SMTP_URL`.",
+    )
+    reset_url: Page | None = Field(
+        None,
+        description="Your own page for a new password, as mails link to it; `{token}` is put in. "
+        "Unset: the service's, `/account/reset`.",
+    )
+    verify_url: Page | None = Field(
+        None,
+        description="Your own page for confirming an address, likewise. Unset: the service's, "
+        "`/account/verify`.",
+    )
+    require_verified_email: bool = Field(
+        False, description="Whether only those write who have confirmed their e-mail address."
+    )
     cors_origins: str = Field(
         "*", description="Origins whose pages may call the API, separated by commas; `*` is any."
     )
@@ -286,6 +311,8 @@ class Settings(BaseSettings):
         if (self.s3_access_key is None) != (self.s3_secret_key is None):
             missing = "S3_ACCESS_KEY" if self.s3_access_key is None else "S3_SECRET_KEY"
             raise SettingsError(f"{missing} is missing: the two S3 keys are given together.")
+        if self.smtp_url and not self.mail_from:
+            raise SettingsError("MAIL_FROM is missing: with SMTP_URL it says who mails are from.")
         if self.embeds_store and (self.s3_endpoint_url or self.s3_access_key):
             raise SettingsError(
                 "S3_BUCKET is missing: S3_ENDPOINT_URL or S3_ACCESS_KEY is set, so name the bucket."

@@ -1,8 +1,8 @@
 """What is: the tables, and the shapes that clients send and receive."""
 
-from models import comment, feed, follow, image, like, user
+from models import comment, feed, follow, image, like, link, mail, user
 from models.base import Base
 
-__all__ = ["comment", "feed", "follow", "image", "like", "metadata", "user"]
+__all__ = ["comment", "feed", "follow", "image", "like", "link", "mail", "metadata", "user"]
 
 metadata = Base.metadata

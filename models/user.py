@@ -46,6 +46,8 @@ class User(Identified, Timed, Base):
     bio: Mapped[str] = mapped_column(server_default="", default="")
     # May delete what others wrote; made by `feedboard user create --admin`, never over HTTP.
     is_admin: Mapped[bool] = mapped_column(server_default=false(), default=False)
+    # Since when it is known that the address is theirs; null until then.
+    verified_dt: Mapped[datetime | None]
     # Kept in the transaction of each follow.
     follower_count: Mapped[int] = mapped_column(server_default="0", default=0)
     following_count: Mapped[int] = mapped_column(server_default="0", default=0)
@@ -65,7 +67,7 @@ Bio = Annotated[str, StringConstraints(max_length=500), storable]
 _SOME: JsonDict = {"pattern": r"[^\s\u0085]"}
 
 
-def _bare(email: object) -> object:
+def bare_address(email: object) -> object:
     """Refuse what EmailStr would take as well: a name in front of the address."""
     if isinstance(email, str) and "<" in email:
         raise ValueError("give the address alone, without a name")
@@ -73,7 +75,7 @@ def _bare(email: object) -> object:
 
 
 class Signup(Shape):
-    email: Annotated[EmailStr, BeforeValidator(_bare)] = Field(
+    email: Annotated[EmailStr, BeforeValidator(bare_address)] = Field(
         max_length=254, examples=["ada@example.com"]
     )
     password: Password = Field(min_length=8, max_length=128, examples=["correct horse battery"])

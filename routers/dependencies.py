@@ -10,11 +10,11 @@ from fastapi.security import OAuth2PasswordBearer
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 
-from config.db import get_db
+from config.db import Sessions, get_db
 from config.settings import Settings
 from models.base import MAX_ID
 from models.user import User
-from services import auth
+from services import accounts, auth
 from services.attempts import LoginAttempts
 from services.errors import (
     ContentTooLarge,
@@ -115,6 +115,19 @@ async def _reader(request: Request, token: Annotated[str | None, Depends(_bearer
 
 
 CurrentReader = Annotated[Reader, Depends(_reader)]
+
+
+async def verified(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> None:
+    """Refuse each write of a user whose address is not verified.
+
+    The one place that decides it; `app/main.py` says for which routers, and whether at all.
+    """
+    if request.method in {"GET", "HEAD"}:
+        return
+    user_id = await _current_user_id(request, token)
+    sessions: Sessions = request.app.state.sessions
+    async with sessions() as db:
+        await accounts.require_verified(db, user_id)
 
 
 async def known_parameters(request: Request) -> None:

@@ -1,5 +1,6 @@
 """The problems that a route can give, as its OpenAPI entry lists them, and a page for each."""
 
+from copy import deepcopy
 from typing import Any
 
 from fastapi import APIRouter
@@ -55,3 +56,11 @@ def refuses(*kinds: type[Refusal]) -> dict[int | str, dict[str, Any]]:
             "value": value,
         }
     return responses
+
+
+def add(responses: dict[str, Any], more: dict[int | str, dict[str, Any]]) -> None:
+    """Add what `refuses` gave to a route's responses in the OpenAPI document."""
+    for status, response in deepcopy(more).items():
+        listed = responses.setdefault(str(status), response)
+        examples = response["content"][MEDIA_TYPE]["examples"]
+        listed["content"][MEDIA_TYPE].setdefault("examples", {}).update(examples)

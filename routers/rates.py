@@ -8,6 +8,11 @@ from config.rates import RouteClass
 CLASSES: dict[tuple[str, str], RouteClass | None] = {
     ("POST", "/api/auth/login"): "log-in",
     ("POST", "/api/auth/token"): "log-in",
+    ("POST", "/api/auth/password/forgot"): "log-in",
+    ("POST", "/api/auth/password/reset"): "log-in",
+    ("POST", "/api/auth/password/change"): "log-in",
+    ("POST", "/api/auth/email/send"): "log-in",
+    ("POST", "/api/auth/email/verify"): "log-in",
     ("POST", "/api/auth/signup"): "sign-up",
     ("POST", "/api/feed/create"): "upload",
     ("PATCH", "/api/feed/update/{feed_id}"): "upload",

@@ -74,6 +74,26 @@ class Forbidden(Refusal):
     default = "Permission Denied"
 
 
+class EmailNotVerified(Refusal):
+    """Who writes here has to have confirmed their e-mail address, and this user has not."""
+
+    status = HTTPStatus.FORBIDDEN
+    default = (
+        "Confirm your e-mail address first: open the link in the mail that you were sent, or ask "
+        "for another one with POST /api/auth/email/send."
+    )
+
+
+class LinkNotFound(Refusal):
+    """No link that is still good has this token: it was used, expired, or replaced by a newer."""
+
+    status = HTTPStatus.NOT_FOUND
+    default = (
+        "This link is not good any more: it was used, or is too old, or a newer one was sent. "
+        "Ask for a new mail."
+    )
+
+
 class FeedNotFound(Refusal):
     """No feed has this id."""
 

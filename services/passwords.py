@@ -1,9 +1,14 @@
-"""Passwords: Argon2id, in threads, few at a time."""
+"""Passwords: Argon2id, in threads, few at a time; and a new one has to be hard to guess."""
+
+from collections.abc import Sequence
 
 from anyio import CapacityLimiter, to_thread
 from pwdlib import PasswordHash
 from pwdlib.exceptions import UnknownHashError
 from pwdlib.hashers.argon2 import Argon2Hasher
+
+from services.errors import InvalidInput
+from services.strength import advice
 
 
 class Passwords:
@@ -20,18 +25,33 @@ class Passwords:
         self._limiter = CapacityLimiter(workers)
         self._nobody = self._hasher.hash("what is compared when there is no such account")
 
-    async def hash(self, password: str) -> str:
-        return await to_thread.run_sync(self._hasher.hash, password, limiter=self._limiter)
+    async def hash(self, password: str, *, known: Sequence[str], pointer: str = "/password") -> str:
+        """Hash a password that somebody chose; `known` is what others know of them.
+
+        Raises InvalidInput for one that is easily guessed.
+        """
+        return await to_thread.run_sync(self._hash, password, known, pointer, limiter=self._limiter)
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
         """Say whether the password has this hash; None costs the same time and is never right."""
-        matches = await to_thread.run_sync(
+        return (await self.verify_and_renew(password, password_hash))[0]
+
+    async def verify_and_renew(
+        self, password: str, password_hash: str | None
+    ) -> tuple[bool, str | None]:
+        """As `verify`, and the password's new hash where the given one is of another cost."""
+        matches, renewed = await to_thread.run_sync(
             self._verify, password, password_hash or self._nobody, limiter=self._limiter
         )
-        return matches and password_hash is not None
+        return (matches, renewed) if password_hash is not None else (False, None)
 
-    def _verify(self, password: str, password_hash: str) -> bool:
+    def _hash(self, password: str, known: Sequence[str], pointer: str) -> str:
+        if weakness := advice(password, known):
+            raise InvalidInput(weakness, pointer=pointer)
+        return self._hasher.hash(password)
+
+    def _verify(self, password: str, password_hash: str) -> tuple[bool, str | None]:
         try:
-            return self._hasher.verify(password, password_hash)
+            return self._hasher.verify_and_update(password, password_hash)
         except UnknownHashError:
-            return False
+            return False, None

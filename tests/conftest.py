@@ -166,9 +166,14 @@ async def keys_in(s3: Any, settings: Settings) -> set[str]:
 
 
 @pytest.fixture(scope="session")
-async def settings(make_database: Callable[[], Awaitable[str]], store: Json) -> Settings:
+async def settings(
+    make_database: Callable[[], Awaitable[str]],
+    store: Json,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Settings:
     """Of the service under test: migrated database, bucket made."""
-    settings = make_settings(database_url=await make_database(), **store)
+    own = {"database_url": await make_database(), "data_dir": tmp_path_factory.mktemp("data")}
+    settings = make_settings(**own, **store)
     await prepare(settings)
     return settings
 

@@ -16,6 +16,7 @@ from tests.conftest import PASSWORD, Json, MakeApp, bearer, files, user_maker
 # member, who has as much of their own; an administrator. Who owns nothing owns what they ask for.
 ASKING = ("nobody", "member", "owner", "other", "administrator")
 OPEN = (200, 200, 200, 200, 200)
+NOT_FOUND = (404, 404, 404, 404, 404)
 SIGNED_IN = (401, 200, 200, 200, 200)
 OWN = (401, 403, 200, 403, 403)
 DELETABLE = (401, 403, 200, 403, 200)
@@ -23,6 +24,12 @@ TABLE = {
     "POST /api/auth/signup": OPEN,
     "POST /api/auth/login": OPEN,
     "POST /api/auth/token": OPEN,
+    "POST /api/auth/password/change": SIGNED_IN,
+    "POST /api/auth/password/forgot": OPEN,
+    "POST /api/auth/email/send": SIGNED_IN,
+    # Whoever has the link may; nobody here has.
+    "POST /api/auth/password/reset": NOT_FOUND,
+    "POST /api/auth/email/verify": NOT_FOUND,
     "POST /api/feed/create": SIGNED_IN,
     "GET /api/feed/read/{feed_id}": OPEN,
     "GET /api/feed/list": OPEN,
@@ -77,6 +84,12 @@ SENT: dict[str, Json] = {
     "POST /api/auth/token": {
         "data": {"grant_type": "password", "username": "owner@example.com", "password": PASSWORD}
     },
+    "POST /api/auth/password/change": {
+        "json": {"old_password": PASSWORD, "new_password": PASSWORD}
+    },
+    "POST /api/auth/password/forgot": {"json": {"email": "owner@example.com"}},
+    "POST /api/auth/password/reset": {"json": {"token": "made up", "password": PASSWORD}},
+    "POST /api/auth/email/verify": {"json": {"token": "made up"}},
     "POST /api/feed/create": {"data": FORM},
     "GET /api/feed/list-by-user": {"params": {"user_id": "{user_id}"}},
     "PATCH /api/feed/update/{feed_id}": {"data": FORM},

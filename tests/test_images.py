@@ -7,6 +7,7 @@ import asyncio
 import itertools
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import pyvips
@@ -460,7 +461,8 @@ async def test_the_reaper_asks_a_store_that_fails_less_and_less_often(live_app, 
         return next(failing)
 
     monkeypatch.setattr(reaper, "_round", round_)
-    monkeypatch.setattr(reaper.asyncio, "sleep", sleep)
+    # Of the reaper alone: others in this process wait, too.
+    monkeypatch.setattr(reaper, "asyncio", SimpleNamespace(sleep=sleep))
     with pytest.raises(asyncio.CancelledError):
         await reaper.reap_forever(live_app.state.sessions, live_app.state.images, restorable=DAY)
 

@@ -26,13 +26,16 @@ from schemathesis.engine import events, from_schema
 from schemathesis.openapi.checks import RejectedPositiveData
 from sqlalchemy import select, update
 
-from config.db import get_db, open_engine
+from config.db import get_db, open_engine, session_factory
 from config.s3 import open_s3
 from config.settings import Settings
-from models.base import MAX_ID
+from models.base import MAX_ID, NOW
 from models.feed import SortBy
 from models.image import Image
+from models.link import EmailVerification, Link, LinkKind, PasswordReset
+from models.user import User
 from routers.dependencies import _current_user, _current_user_id
+from services import links
 from services.cursors import Cursor
 from tests import pictures
 from tests.conftest import PASSWORD, Json, bearer, files
@@ -82,6 +85,11 @@ BEYOND_SCHEMAS = {
     ("GET /api/feed/home", "/cursor"),
     ("GET /api/mypage/{user_id}/followers", "/cursor"),
     ("GET /api/mypage/{user_id}/followings", "/cursor"),
+    # A new password has to be hard to guess, and the old one to be the caller's.
+    ("POST /api/auth/signup", "/password"),
+    ("POST /api/auth/password/change", "/old_password"),
+    ("POST /api/auth/password/change", "/new_password"),
+    ("POST /api/auth/password/reset", "/password"),
     # A nickname has to show something; an avatar is a pending image of the caller's.
     ("POST /api/auth/signup", "/nickname"),
     ("PATCH /api/mypage/profile", "/nickname"),
@@ -251,6 +259,7 @@ async def live(
         posted = await client.post("/api/feed/create", data=words, files=image, headers=headers)
         await _rename(live, posted.json()["images"][0]["id"], "images/DmqkLjB9nV0aXjMzV0yq3A.jpg")
         await _comment(client, headers)
+        await _link(live)
         yield url, headers
 
 
@@ -271,6 +280,22 @@ async def _rename(settings: Settings, image_id: int, key: str) -> None:
             await db.execute(update(Image).where(Image.id == image_id).values(key=key))
         source: Any = {"Bucket": settings.s3_bucket, "Key": old}
         await s3.copy_object(Bucket=settings.s3_bucket or "", Key=key, CopySource=source)
+
+
+async def _link(settings: Settings) -> None:
+    """Make the links of the documented token: of somebody who gets no mail, which would void
+    them. One token is of one link, so the second kind has its own example's."""
+    shapes = (PasswordReset, EmailVerification)
+    async with open_engine(settings) as engine, session_factory(engine)() as db, db.begin():
+        for kind, shape in zip(LinkKind, shapes, strict=True):
+            (token,) = shape.model_fields["token"].examples or ()
+            user = User(email=kind, email_key=kind, password_hash="", nickname=kind)
+            user.nickname_key = kind
+            db.add(user)
+            await db.flush()
+            link = Link(user_id=user.id, kind=kind, token_hash=links._hash(token))
+            link.expires_dt = NOW + kind.life
+            db.add(link)
 
 
 async def _comment(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
@@ -332,6 +357,7 @@ def test_the_document_is_valid_openapi(document):
 
 async def test_whatever_changes_something_demands_a_user(app, client):
     open_to_all = {"signup", "login", "token"}
+    open_to_all |= {"forgot_password", "reset_password", "verify_email"}
     changing = [
         (method, re.sub("{[a-z_]+}", "1", route.path_format))
         for route in routes(app)

@@ -43,6 +43,12 @@ PROBLEMS: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "nickname-taken",
     ),
     "no such user": ("GET", "/api/user/999999999", {}, "user-not-found"),
+    "a link that is none": (
+        "POST",
+        "/api/auth/email/verify",
+        {"json": {"token": "x"}},
+        "link-not-found",
+    ),
     "following oneself": ("PUT", "/api/follow/{me}", {}, "following-oneself"),
     "a missing field": ("POST", "/api/auth/signup", {"json": {}}, "invalid-input"),
     "broken JSON": ("POST", "/api/auth/login", {"headers": JSON, "content": b"{"}, "invalid-input"),
@@ -134,6 +140,7 @@ def test_every_kind_of_problem_has_been_shown():
     faults_of_ours = {"internal-error", "storage-unavailable", "database-unavailable", "not-ready"}
     elsewhere = {"nothing-uploaded", "quota-exceeded"}  # in test_direct_uploads and test_quotas
     elsewhere |= {"too-many-requests", "too-many-attempts"}  # test_rate_limits, test_attempts
+    elsewhere |= {"email-not-verified"}  # test_accounts
     shown = {kind for *_, kind in PROBLEMS.values()} | faults_of_ours | elsewhere
 
     assert {f"/problems/{kind}" for kind in shown} == set(KINDS)

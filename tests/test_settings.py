@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from config.settings import Settings, SettingsError
 from tests.conftest import SECRET, make_settings
@@ -86,6 +87,23 @@ FAULTS = {
     "TRUSTED_PROXIES": [
         {"TRUSTED_PROXIES": text} for text in ("proxy", "10.0.0.1/8", "10.0.0.0/33", "*")
     ],
+    "SMTP_URL": [
+        {"SMTP_URL": "mail.example.com", "MAIL_FROM": "a@example.com"},
+        {"SMTP_URL": "https://mail.example.com", "MAIL_FROM": "a@example.com"},
+        {"SMTP_URL": "smtp://", "MAIL_FROM": "a@example.com"},
+        {"SMTP_URL": "smtp://user@host", "MAIL_FROM": "a@example.com"},
+        {"SMTP_URL": "smtp://host:0", "MAIL_FROM": "a@example.com"},
+        {"SMTP_URL": "smtp://user:pa/ss@host", "MAIL_FROM": "a@example.com"},
+        {"SMTP_URL": "smtp://user:pa#ss@host", "MAIL_FROM": "a@example.com"},
+    ],
+    "MAIL_FROM": [
+        {"SMTP_URL": "smtp://host"},
+        {"MAIL_FROM": "The Board"},
+        {"MAIL_FROM": "board@"},
+        {"MAIL_FROM": "board@example.com\nBcc: all@example.com"},
+    ],
+    "RESET_URL": [{"RESET_URL": "https://example.com/reset"}, {"RESET_URL": "/reset#{token}"}],
+    "VERIFY_URL": [{"VERIFY_URL": "https://example.com/{token}/{token}"}],
     "LOG_LEVEL": [{"LOG_LEVEL": "loud"}],
 }
 
@@ -100,6 +118,15 @@ def test_a_missing_or_malformed_setting_stops_the_start_and_is_named(
         load(monkeypatch, tmp_path, **environment)
 
 
+@pytest.mark.parametrize(
+    "url", ["smtp://host", "smtps://host:465", "smtp://u:p%2Fw@host:587/", "smtp://[::1]:25"]
+)
+def test_a_mail_server_is_taken_in_any_usual_spelling(url):
+    settings = make_settings(smtp_url=url, mail_from="The Board <board@example.com>")
+
+    assert settings.smtp_url.get_secret_value() == url
+
+
 def test_widths_of_variants_are_numbers_by_commas_and_0_is_none():
     assert make_settings(image_widths="960,320,320").widths == (320, 960)
     assert make_settings(image_widths="0").widths == ()
@@ -109,6 +136,12 @@ def test_a_secret_is_never_repeated_in_what_is_said():
     settings = make_settings(s3_secret_key="hidden", s3_access_key="k", s3_bucket="b")
 
     assert "hidden" not in repr(settings)
+    with pytest.raises(ValidationError) as malformed:
+        make_settings(smtp_url="smtp://user:hid/den@host")
+    assert "hid" not in str(malformed.value.errors()[0]["msg"])
+    assert "hidden" not in repr(
+        make_settings(smtp_url="smtp://user:hidden@host", mail_from="a@b.cc")
+    )
     assert SECRET not in repr(settings)
 
 
@@ -122,6 +155,6 @@ def test_every_setting_is_described_and_documented():
 
 
 def test_no_secret_has_a_default():
-    secrets = {"secret_key", "s3_secret_key", "s3_access_key", "database_url"}
+    secrets = {"smtp_url", "secret_key", "s3_secret_key", "s3_access_key", "database_url"}
 
     assert all(Settings.model_fields[name].default is None for name in secrets)

@@ -1,0 +1,95 @@
+"""Keeping an account over HTTP: a new password, and whose e-mail address it is."""
+
+from fastapi import APIRouter, Depends
+
+from models.base import Message
+from models.link import EmailVerification, PasswordChange, PasswordForgotten, PasswordReset
+from routers.dependencies import (
+    CurrentUser,
+    Db,
+    PasswordHasher,
+    known_body,
+    known_parameters,
+)
+from routers.problems import refuses
+from services import accounts
+from services.errors import (
+    ContentTooLarge,
+    DatabaseUnavailable,
+    InvalidInput,
+    LinkNotFound,
+    MalformedBody,
+    NotAuthenticated,
+    UnsupportedMediaType,
+)
+
+router = APIRouter(
+    prefix="/api/auth",
+    tags=["Auth"],
+    dependencies=[Depends(known_parameters), Depends(known_body)],
+    responses=refuses(ContentTooLarge, InvalidInput, DatabaseUnavailable),
+)
+_READS_JSON = refuses(MalformedBody, UnsupportedMediaType)
+
+
+@router.post(
+    "/password/change",
+    summary="Change my password",
+    responses=_READS_JSON | refuses(NotAuthenticated),
+)
+async def change_password(
+    db: Db, passwords: PasswordHasher, user: CurrentUser, change: PasswordChange
+) -> Message:
+    """Change the password, which logs out everywhere else."""
+    await accounts.change_password(
+        db,
+        passwords,
+        user,
+        old=change.old_password.get_secret_value(),
+        new=change.new_password.get_secret_value(),
+        session_id=None,  # the session of the access token, as soon as there is one
+    )
+    return Message(message="Password Changed")
+
+
+@router.post("/password/forgot", summary="Ask for a new password", responses=_READS_JSON)
+async def forgot_password(db: Db, account: PasswordForgotten) -> Message:
+    """If there is an account of this address, a mail goes there with a link that works once, for
+    30 minutes; links of earlier mails stop working. The answer is the same for every address."""
+    await accounts.forget_password(db, email=account.email)
+    return Message(message="If there is an account of this address, a mail is on its way.")
+
+
+@router.post(
+    "/password/reset",
+    summary="Choose a new password",
+    responses=_READS_JSON | refuses(LinkNotFound),
+)
+async def reset_password(db: Db, passwords: PasswordHasher, reset: PasswordReset) -> Message:
+    """Set the password by the token of a mail's link, which logs out everywhere."""
+    password = reset.password.get_secret_value()
+    await accounts.reset_password(db, passwords, token=reset.token, password=password)
+    return Message(message="Password Changed")
+
+
+@router.post(
+    "/email/send",
+    summary="Ask for another mail to confirm my address",
+    responses=refuses(NotAuthenticated),
+)
+async def send_verification(db: Db, user: CurrentUser) -> Message:
+    """Send another link for confirming my address; links of earlier mails stop working."""
+    if await accounts.send_verification(db, user):
+        return Message(message="A mail is on its way.")
+    return Message(message="Your e-mail address is confirmed already.")
+
+
+@router.post(
+    "/email/verify",
+    summary="Confirm an address",
+    responses=_READS_JSON | refuses(LinkNotFound),
+)
+async def verify_email(db: Db, verification: EmailVerification) -> Message:
+    """Confirm an address by the token of a mail's link."""
+    await accounts.verify_email(db, token=verification.token)
+    return Message(message="E-Mail Address Confirmed")

@@ -1,0 +1,98 @@
+"""Keeping an account: a new password, and whose e-mail address it is."""
+
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from models.base import NOW
+from models.link import LinkKind
+from models.user import User
+from services import links, postman, sessions
+from services.errors import EmailNotVerified, InvalidInput
+from services.passwords import Passwords
+
+WRONG = (
+    "This is not your password; if you forgot it, ask for a link to a new one with "
+    "POST /api/auth/password/forgot."
+)
+
+
+async def change_password(
+    db: AsyncSession,
+    passwords: Passwords,
+    user: User,
+    *,
+    old: str,
+    new: str,
+    session_id: int | None = None,
+) -> None:
+    """Change the password, and end all sessions but this one.
+
+    Raises InvalidInput for an old password that is not the user's, and a new one that is easily
+    guessed.
+    """
+    if not await passwords.verify(old, user.password_hash):
+        raise InvalidInput(WRONG, pointer="/old_password")
+    password_hash = await passwords.hash(
+        new, known=(user.email, user.nickname), pointer="/new_password"
+    )
+    # Of two changes at once, the second one does not know the password any more.
+    still = (User.id == user.id, User.password_hash == user.password_hash)
+    change = update(User).where(*still).values(password_hash=password_hash).returning(User.id)
+    async with db.begin():
+        if await db.scalar(change.execution_options(synchronize_session=False)) is None:
+            raise InvalidInput(WRONG, pointer="/old_password")
+        await links.void(db, user.id, LinkKind.RESET)
+        await sessions.end_all(db, user.id, but=session_id)
+
+
+async def forget_password(db: AsyncSession, *, email: str) -> None:
+    """Have a mail sent with a link for a new password; the same work for an unknown address."""
+    async with db.begin():
+        await postman.ask(db, LinkKind.RESET, email)
+
+
+async def reset_password(
+    db: AsyncSession, passwords: Passwords, *, token: str, password: str
+) -> None:
+    """Set the password by a mail's link, and end all sessions. The address is verified by it.
+
+    Raises LinkNotFound, and InvalidInput for a password that is easily guessed; the link is then
+    still good.
+    """
+    async with db.begin():
+        user = await links.owner(db, LinkKind.RESET, token)
+    password_hash = await passwords.hash(password, known=(user.email, user.nickname))
+    async with db.begin():
+        user_id = await links.use(db, LinkKind.RESET, token)
+        await _verified(db, user_id, password_hash=password_hash)
+        await sessions.end_all(db, user_id)
+
+
+async def send_verification(db: AsyncSession, user: User) -> bool:
+    """Have another mail sent that verifies the address; False when it is verified already."""
+    if user.verified_dt is not None:
+        return False
+    async with db.begin():
+        await postman.ask(db, LinkKind.VERIFY, user.email)
+    return True
+
+
+async def verify_email(db: AsyncSession, *, token: str) -> None:
+    """Verify an address by a mail's link; raises LinkNotFound."""
+    async with db.begin():
+        await _verified(db, await links.use(db, LinkKind.VERIFY, token))
+
+
+async def require_verified(db: AsyncSession, user_id: int) -> None:
+    """Raise EmailNotVerified unless the user's address is; an account that is gone is told so
+    elsewhere."""
+    unverified = select(User.id).where(User.id == user_id, User.verified_dt.is_(None))
+    async with db.begin():
+        if await db.scalar(unverified) is not None:
+            raise EmailNotVerified
+
+
+async def _verified(db: AsyncSession, user_id: int, **also: str) -> None:
+    since = func.coalesce(User.verified_dt, NOW)
+    change = update(User).where(User.id == user_id).values(verified_dt=since, **also)
+    await db.execute(change.execution_options(synchronize_session=False))
