@@ -26,7 +26,7 @@ from app.guard import BodyGuard
 from app.pages import add_pages
 from app.proxies import TrustedProxies
 from app.request_log import RequestLog
-from config.db import Sessions, open_engine, session_factory
+from config.db import Sessions, open_connection, open_engine, session_factory
 from config.s3 import open_s3, require_bucket
 from config.settings import Settings, SettingsError
 from models.problem import Problem
@@ -41,6 +41,7 @@ from routers import (
     images,
     likes,
     profiles,
+    sessions,
 )
 from routers import problems as problem_pages
 from routers.dependencies import verified
@@ -53,6 +54,7 @@ from services.passwords import Passwords
 from services.pictures import Limits, open_cleaner
 from services.postman import send_forever
 from services.reaper import reap_forever
+from services.revocations import Revocations
 from services.store import ImageStore
 from services.tokens import Tokens
 
@@ -78,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
     writing = [Depends(verified)] if settings.require_verified_email else []
     app.include_router(auth.router, max_body_size=64 * KIB)
     app.include_router(accounts.router, max_body_size=64 * KIB)
+    app.include_router(sessions.router, max_body_size=64 * KIB)
     app.include_router(deleted.router, max_body_size=0, dependencies=writing)
     app.include_router(likes.router, max_body_size=64 * KIB, dependencies=writing)
     # All characters of a comment fit, also when JSON spells out each as two halves of a pair.
@@ -149,6 +152,7 @@ class Capabilities:
     images: ImageStore
     passwords: Passwords
     tokens: Tokens
+    revocations: Revocations
     likes: Likes
     counters: Counters
     attempts: LoginAttempts
@@ -168,12 +172,13 @@ async def open_capabilities(settings: Settings) -> AsyncGenerator[Capabilities]:
         # Apart, so that no flood of requests pushes failed log-ins out of memory.
         open_counters(settings.redis, "attempts") as attempts,
     ):
-        sessions = session_factory(engine)
+        sessions, tokens = session_factory(engine), Tokens(settings)
         yield Capabilities(
             sessions=sessions,
             images=ImageStore(s3, cleaner, settings),
             passwords=Passwords(settings.password_workers),
-            tokens=Tokens(settings.secret_key.get_secret_value(), settings.access_token_minutes),
+            tokens=tokens,
+            revocations=Revocations(sessions, tokens.seconds),
             likes=open_likes(sessions),
             counters=counters,
             attempts=LoginAttempts(None if settings.rates is None else attempts),
@@ -187,12 +192,14 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncGenerator[None]:
         app.state.images = able.images
         app.state.passwords = able.passwords
         app.state.tokens = able.tokens
+        app.state.revocations = able.revocations
         app.state.likes = able.likes
         app.state.counters = able.counters
         app.state.attempts = able.attempts
         reaping = reap_forever(able.sessions, able.images, restorable=settings.restorable)
         sending = send_forever(able.sessions, open_post(settings))
-        async with _background(reaping), _background(sending):
+        following = able.revocations.follow(partial(open_connection, settings))
+        async with _background(reaping), _background(sending), _background(following):
             yield
 
 

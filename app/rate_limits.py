@@ -67,7 +67,7 @@ def _who(scope: Scope, name: RouteClass) -> str:
             if header == b"authorization" and value[:7].lower() == b"bearer ":
                 try:
                     token = value[7:].decode("latin-1")
-                    return f"user/{scope['app'].state.tokens.user_id(token)}"
+                    return f"user/{scope['app'].state.tokens.read(token).user_id}"
                 except NotAuthenticated:
                     break  # Else whoever makes up tokens would be somebody else each time.
     client = scope.get("client")

@@ -8,6 +8,7 @@ from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
     AsyncEngine,
     AsyncSession,
     async_sessionmaker,
@@ -53,6 +54,13 @@ async def open_engine(
         yield engine
     finally:
         await engine.dispose()
+
+
+@asynccontextmanager
+async def open_connection(settings: Settings) -> AsyncGenerator[AsyncConnection]:
+    """A connection beside the pool, to listen at; each statement commits itself, in 3 seconds."""
+    async with open_engine(settings, patience=3) as engine, engine.connect() as connection:
+        yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def _connect(

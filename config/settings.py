@@ -98,8 +98,16 @@ class Settings(BaseSettings):
         description="Signs access tokens; at least 32 characters. Needed with an external "
         "database; with the embedded one it is made once and kept under `DATA_DIR`.",
     )
+    former_secret_keys: SecretStr | None = Field(
+        None,
+        description="What `SECRET_KEY` was before, separated by commas: access tokens that they "
+        "signed stay good. See below.",
+    )
     access_token_minutes: int = Field(
-        60, ge=1, le=60 * 24, description="How long an access token is good for, in minutes."
+        15, ge=1, le=60 * 24, description="How long an access token is good for, in minutes."
+    )
+    refresh_token_days: int = Field(
+        30, ge=1, le=365, description="How long a session lasts that nobody uses, in days."
     )
     host: Text = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
@@ -242,6 +250,19 @@ class Settings(BaseSettings):
             raise ValueError("it must be at least 32 characters long (try: openssl rand -hex 32)")
         return value
 
+    @field_validator("former_secret_keys")
+    @classmethod
+    def _each_long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if any(len(key.encode()) < 32 for key in _listed(value)):
+            raise ValueError("each key must be at least 32 characters long")
+        return value
+
+    @property
+    def keys(self) -> list[str]:
+        """What signs access tokens, and after it what did so before."""
+        key = self.secret_key
+        return ([key.get_secret_value()] if key else []) + _listed(self.former_secret_keys)
+
     @property
     def rates(self) -> Mapping[RouteClass, Rate] | None:
         """How often each class of routes may be asked; None: as often as one likes."""
@@ -317,6 +338,11 @@ class Settings(BaseSettings):
             raise SettingsError(
                 "S3_BUCKET is missing: S3_ENDPOINT_URL or S3_ACCESS_KEY is set, so name the bucket."
             )
+
+
+def _listed(secrets: SecretStr | None) -> list[str]:
+    listed = secrets.get_secret_value().split(",") if secrets else []
+    return [secret.strip() for secret in listed if secret.strip()]
 
 
 def _sentence(error: Any) -> str:

@@ -1,8 +1,19 @@
 """What is: the tables, and the shapes that clients send and receive."""
 
-from models import comment, feed, follow, image, like, link, mail, user
+from models import comment, feed, follow, image, like, link, mail, session, user
 from models.base import Base
 
-__all__ = ["comment", "feed", "follow", "image", "like", "link", "mail", "metadata", "user"]
+__all__ = [
+    "comment",
+    "feed",
+    "follow",
+    "image",
+    "like",
+    "link",
+    "mail",
+    "metadata",
+    "session",
+    "user",
+]
 
 metadata = Base.metadata

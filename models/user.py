@@ -114,6 +114,10 @@ class TokenRead(Shape):
     access_token: str = Field(examples=["eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIn0.…"])
     token_type: Literal["bearer"] = "bearer"  # noqa: S105 - a scheme, no secret
     expires_in: int = Field(description="Seconds for which the access token is good.")
+    refresh_token: str = Field(
+        description="Good for one use at `/api/auth/refresh`, which gives the next one.",
+        examples=["kYb0n1J8oQq3mZ5vXw7Rt2cLs9dHf4gAe6uPi0yTnBM"],
+    )
 
 
 class Profile(Shape):

@@ -5,8 +5,10 @@ from fastapi import APIRouter, Depends
 from models.base import Message
 from models.link import EmailVerification, PasswordChange, PasswordForgotten, PasswordReset
 from routers.dependencies import (
+    CurrentSessionId,
     CurrentUser,
     Db,
+    EndedSessions,
     PasswordHasher,
     known_body,
     known_parameters,
@@ -38,16 +40,22 @@ _READS_JSON = refuses(MalformedBody, UnsupportedMediaType)
     responses=_READS_JSON | refuses(NotAuthenticated),
 )
 async def change_password(
-    db: Db, passwords: PasswordHasher, user: CurrentUser, change: PasswordChange
+    db: Db,
+    passwords: PasswordHasher,
+    revocations: EndedSessions,
+    user: CurrentUser,
+    session_id: CurrentSessionId,
+    change: PasswordChange,
 ) -> Message:
     """Change the password, which logs out everywhere else."""
     await accounts.change_password(
         db,
         passwords,
+        revocations,
         user,
         old=change.old_password.get_secret_value(),
         new=change.new_password.get_secret_value(),
-        session_id=None,  # the session of the access token, as soon as there is one
+        session_id=session_id,
     )
     return Message(message="Password Changed")
 
@@ -65,10 +73,12 @@ async def forgot_password(db: Db, account: PasswordForgotten) -> Message:
     summary="Choose a new password",
     responses=_READS_JSON | refuses(LinkNotFound),
 )
-async def reset_password(db: Db, passwords: PasswordHasher, reset: PasswordReset) -> Message:
+async def reset_password(
+    db: Db, passwords: PasswordHasher, revocations: EndedSessions, reset: PasswordReset
+) -> Message:
     """Set the password by the token of a mail's link, which logs out everywhere."""
     password = reset.password.get_secret_value()
-    await accounts.reset_password(db, passwords, token=reset.token, password=password)
+    await accounts.reset_password(db, passwords, revocations, token=reset.token, password=password)
     return Message(message="Password Changed")
 
 

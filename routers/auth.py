@@ -8,7 +8,7 @@ from models.user import Credentials, PasswordGrant, Signup, TokenRead, User, Use
 from routers.dependencies import (
     AccessTokens,
     Attempts,
-    ClientAddress,
+    Calling,
     Db,
     PasswordHasher,
     known_body,
@@ -61,15 +61,17 @@ async def login(
     passwords: PasswordHasher,
     tokens: AccessTokens,
     attempts: Attempts,
-    address: ClientAddress,
+    client: Calling,
     credentials: Credentials,
 ) -> TokenRead:
-    """Exchange e-mail and password for an access token, sent as `Authorization: Bearer …`."""
-    async with attempts.attempt(credentials.email, address):
+    """Exchange e-mail and password for an access token, sent as `Authorization: Bearer …`, and a
+    refresh token, for when that has expired."""
+    async with attempts.attempt(credentials.email, client.address):
         return await auth.login(
             db,
             passwords,
             tokens,
+            client,
             email=credentials.email,
             password=credentials.password.get_secret_value(),
         )
@@ -83,15 +85,16 @@ async def token(
     passwords: PasswordHasher,
     tokens: AccessTokens,
     attempts: Attempts,
-    address: ClientAddress,
+    client: Calling,
     form: Annotated[PasswordGrant, Form()],
 ) -> TokenRead:
     """The same tokens for OAuth 2.0's password form; `username` is the e-mail address."""
-    async with attempts.attempt(form.username, address):
+    async with attempts.attempt(form.username, client.address):
         return await auth.login(
             db,
             passwords,
             tokens,
+            client,
             email=form.username,
             password=form.password.get_secret_value(),
         )

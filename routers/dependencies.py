@@ -25,8 +25,10 @@ from services.errors import (
 from services.likes import Likes
 from services.passwords import Passwords
 from services.readers import Reader
+from services.revocations import Revocations
+from services.sessions import Client
 from services.store import ImageStore
-from services.tokens import Tokens
+from services.tokens import Access, Tokens
 
 _bearer = OAuth2PasswordBearer(
     tokenUrl="/api/auth/token",
@@ -57,6 +59,11 @@ async def _tokens(request: Request) -> Tokens:
     return tokens
 
 
+async def _revocations(request: Request) -> Revocations:
+    revocations: Revocations = request.app.state.revocations
+    return revocations
+
+
 async def _likes(request: Request) -> Likes:
     likes: Likes = request.app.state.likes
     return likes
@@ -80,6 +87,7 @@ AccessTokens = Annotated[Tokens, Depends(_tokens)]
 Attempts = Annotated[LoginAttempts, Depends(_attempts)]
 # The client itself, also where it comes by proxies, if TRUSTED_PROXIES names them.
 ClientAddress = Annotated[str, Depends(_client_address)]
+EndedSessions = Annotated[Revocations, Depends(_revocations)]
 Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 
 
@@ -94,23 +102,42 @@ async def _current_user(
 CurrentUser = Annotated[User, Depends(_current_user)]
 
 
+async def _access(request: Request, token: str) -> Access:
+    """What a token says, if its session goes on: known without a query."""
+    tokens: Tokens = request.app.state.tokens
+    revocations: Revocations = request.app.state.revocations
+    access = tokens.read(token)
+    await revocations.require_live(access.session_id)
+    return access
+
+
 async def _current_user_id(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> int:
     """Whom the token names; whether there still is such a user is for the service to notice."""
     if token is None:
         raise NotAuthenticated
-    tokens: Tokens = request.app.state.tokens
-    return tokens.user_id(token)
+    return (await _access(request, token)).user_id
 
 
 CurrentUserId = Annotated[int, Depends(_current_user_id)]
+
+
+async def _current_session_id(
+    tokens: AccessTokens, token: Annotated[str | None, Depends(_bearer)]
+) -> int:
+    """Of the session that asks; beside a CurrentUser, who says that it goes on."""
+    if token is None:
+        raise NotAuthenticated
+    return tokens.read(token).session_id
+
+
+CurrentSessionId = Annotated[int, Depends(_current_session_id)]
 
 
 async def _reader(request: Request, token: Annotated[str | None, Depends(_bearer)]) -> Reader:
     """Anybody may read; a token that is sent has to be good, so that nobody reads as a stranger
     without knowing it."""
     settings: Settings = request.app.state.settings
-    tokens: Tokens = request.app.state.tokens
-    reader_id = None if token is None else tokens.user_id(token)
+    reader_id = None if token is None else (await _access(request, token)).user_id
     return Reader(reader_id, settings.show_emails)
 
 
@@ -128,6 +155,13 @@ async def verified(request: Request, token: Annotated[str | None, Depends(_beare
     sessions: Sessions = request.app.state.sessions
     async with sessions() as db:
         await accounts.require_verified(db, user_id)
+
+
+async def _calling(request: Request, address: ClientAddress) -> Client:
+    return Client.of(request.headers.get("user-agent", ""), address)
+
+
+Calling = Annotated[Client, Depends(_calling)]
 
 
 async def known_parameters(request: Request) -> None:

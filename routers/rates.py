@@ -13,6 +13,8 @@ CLASSES: dict[tuple[str, str], RouteClass | None] = {
     ("POST", "/api/auth/password/change"): "log-in",
     ("POST", "/api/auth/email/send"): "log-in",
     ("POST", "/api/auth/email/verify"): "log-in",
+    ("POST", "/api/auth/refresh"): "write",
+    ("POST", "/api/auth/logout"): "write",
     ("POST", "/api/auth/signup"): "sign-up",
     ("POST", "/api/feed/create"): "upload",
     ("PATCH", "/api/feed/update/{feed_id}"): "upload",

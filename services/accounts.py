@@ -9,6 +9,7 @@ from models.user import User
 from services import links, postman, sessions
 from services.errors import EmailNotVerified, InvalidInput
 from services.passwords import Passwords
+from services.revocations import Revocations
 
 WRONG = (
     "This is not your password; if you forgot it, ask for a link to a new one with "
@@ -19,11 +20,12 @@ WRONG = (
 async def change_password(
     db: AsyncSession,
     passwords: Passwords,
+    revocations: Revocations,
     user: User,
     *,
     old: str,
     new: str,
-    session_id: int | None = None,
+    session_id: int,
 ) -> None:
     """Change the password, and end all sessions but this one.
 
@@ -42,7 +44,8 @@ async def change_password(
         if await db.scalar(change.execution_options(synchronize_session=False)) is None:
             raise InvalidInput(WRONG, pointer="/old_password")
         await links.void(db, user.id, LinkKind.RESET)
-        await sessions.end_all(db, user.id, but=session_id)
+        ended = await sessions.end_all(db, user.id, but=session_id)
+    revocations.note(ended)
 
 
 async def forget_password(db: AsyncSession, *, email: str) -> None:
@@ -52,7 +55,7 @@ async def forget_password(db: AsyncSession, *, email: str) -> None:
 
 
 async def reset_password(
-    db: AsyncSession, passwords: Passwords, *, token: str, password: str
+    db: AsyncSession, passwords: Passwords, revocations: Revocations, *, token: str, password: str
 ) -> None:
     """Set the password by a mail's link, and end all sessions. The address is verified by it.
 
@@ -65,7 +68,8 @@ async def reset_password(
     async with db.begin():
         user_id = await links.use(db, LinkKind.RESET, token)
         await _verified(db, user_id, password_hash=password_hash)
-        await sessions.end_all(db, user_id)
+        ended = await sessions.end_all(db, user_id)
+    revocations.note(ended)
 
 
 async def send_verification(db: AsyncSession, user: User) -> bool:

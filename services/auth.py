@@ -1,16 +1,19 @@
 """Accounts: signing up, logging in, and who a token speaks for."""
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from models.base import NOW
 from models.link import LinkKind
 from models.nickname import nickname_key
+from models.session import Session
 from models.user import TokenRead, User, email_key
-from services import postman
+from services import postman, sessions
 from services.errors import EmailTaken, InvalidCredentials, NicknameTaken, NotAuthenticated
 from services.passwords import Passwords
+from services.revocations import ENDED
+from services.sessions import Client
 from services.tokens import Tokens
 
 ACCOUNT_GONE = "The account of this access token no longer exists."
@@ -57,9 +60,15 @@ async def signup(
 
 
 async def login(
-    db: AsyncSession, passwords: Passwords, tokens: Tokens, *, email: str, password: str
+    db: AsyncSession,
+    passwords: Passwords,
+    tokens: Tokens,
+    client: Client,
+    *,
+    email: str,
+    password: str,
 ) -> TokenRead:
-    """Exchange e-mail and password for a token; raises InvalidCredentials, known e-mail or not."""
+    """Begin a session by e-mail and password; raises InvalidCredentials, known e-mail or not."""
     async with db.begin():
         user = await db.scalar(select(User).where(User.email_key == email_key(email)))
     matches, renewed = await passwords.verify_and_renew(
@@ -67,29 +76,35 @@ async def login(
     )
     if not matches or user is None:
         raise InvalidCredentials
-    if renewed:
-        await _renew_hash(db, user, renewed)
-    return TokenRead(
-        email=user.email,
-        nickname=user.nickname,
-        access_token=tokens.issue(user.id),
-        expires_in=tokens.seconds,
-    )
-
-
-async def _renew_hash(db: AsyncSession, user: User, password_hash: str) -> None:
-    """Keep the same password at today's cost, unless it was changed in the meantime."""
-    unchanged = (User.id == user.id, User.password_hash == user.password_hash)
-    renewal = update(User).where(*unchanged).values(password_hash=password_hash)
+    # Locked, and looked at again: a session must not begin by a password that is being changed, and
+    # whose change has ended all sessions.
+    same = select(User.id).where(User.id == user.id, User.password_hash == user.password_hash)
     async with db.begin():
-        await db.execute(renewal.execution_options(synchronize_session=False))
+        if await db.scalar(same.with_for_update(read=renewed is None)) is None:
+            raise InvalidCredentials
+        if renewed:
+            # The same password, at today's cost.
+            renewal = update(User).where(User.id == user.id).values(password_hash=renewed)
+            await db.execute(renewal.execution_options(synchronize_session=False))
+        return await sessions.begin(db, tokens, user, client)
 
 
 async def authenticate(db: AsyncSession, tokens: Tokens, token: str) -> User:
-    """The user whom a token speaks for; raises NotAuthenticated."""
-    user_id = tokens.user_id(token)
+    """The user whom a token speaks for, if its session goes on; raises NotAuthenticated."""
+    access = tokens.read(token)
     async with db.begin():
-        user = await db.get(User, user_id)
+        user = await db.scalar(_SIGNED_IN, access._asdict())
     if user is None:
-        raise NotAuthenticated(ACCOUNT_GONE)
+        raise NotAuthenticated(ENDED)
     return user
+
+
+_SIGNED_IN = (
+    select(User)
+    .join(Session, Session.user_id == User.id)
+    .where(
+        User.id == bindparam("user_id"),
+        Session.id == bindparam("session_id"),
+        Session.ended_dt.is_(None),
+    )
+)

@@ -67,6 +67,23 @@ class InvalidCredentials(Refusal):
     default = "Invalid Credentials"
 
 
+class InvalidRefreshToken(Refusal):
+    """A refresh token is unknown, or it has expired, or its session has ended."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    default = "The refresh token is not good any more; log in again."
+
+
+class RefreshTokenReused(Refusal):
+    """A refresh token came a second time: somebody else may have it, so its session has ended."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    default = (
+        "This refresh token was used before, so its session has been ended: somebody else may "
+        "have it. Log in again."
+    )
+
+
 class Forbidden(Refusal):
     """The caller is known and may not do this."""
 
@@ -120,6 +137,13 @@ class UserNotFound(Refusal):
 
     status = HTTPStatus.NOT_FOUND
     default = "User Not Found"
+
+
+class SessionNotFound(Refusal):
+    """No session has this id, or it has ended."""
+
+    status = HTTPStatus.NOT_FOUND
+    default = "Session Not Found"
 
 
 class FollowingOneself(Refusal):

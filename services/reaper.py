@@ -14,6 +14,7 @@ from config.db import DatabaseError, Sessions
 from models.base import NOW
 from models.image import Image, ImageState
 from services import comments, feeds
+from services import sessions as signed_in
 from services.ledger import SETTLED, discard
 from services.store import ImageStore
 
@@ -80,12 +81,13 @@ async def reap_forever(sessions: Sessions, store: ImageStore, *, restorable: tim
 
 
 async def _purge(sessions: Sessions, restorable: timedelta) -> None:
-    """Remove what cannot be restored any more."""
+    """Remove what cannot be restored any more, and sessions that are long over."""
     try:
         async with sessions() as db:
             while await feeds.purge(db, restorable=restorable):
                 pass
             await comments.purge(db, restorable)
+            await signed_in.purge(db)
     except DatabaseError as error:
         log.warning("what was deleted could not be removed", error=str(error))
     except Exception:

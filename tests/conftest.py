@@ -36,6 +36,7 @@ from app.main import Capabilities, create_app, open_capabilities, prepare
 from config.s3 import open_s3
 from config.settings import Settings
 from services.likes import open_likes
+from services.revocations import Revocations
 from tests.browser import browser  # noqa: F401 - a fixture
 
 SECRET = "a secret for the tests and for nothing else"
@@ -216,6 +217,12 @@ async def db(sessions: async_sessionmaker[AsyncSession]) -> AsyncIterator[AsyncS
         yield db
 
 
+class _WellInformed(Revocations):
+    """In a transaction of the test's own, no session ends elsewhere."""
+
+    current = True  # type: ignore[assignment]
+
+
 MakeApp = Callable[..., Awaitable[FastAPI]]
 
 
@@ -235,6 +242,7 @@ async def make_app(
             app.state.images = able.images
             app.state.passwords = able.passwords
             app.state.tokens = able.tokens
+            app.state.revocations = _WellInformed(sessions, able.tokens.seconds)
             app.state.likes = open_likes(sessions)
             app.state.counters = able.counters
             app.state.attempts = able.attempts

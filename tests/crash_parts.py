@@ -21,7 +21,12 @@ from tests.test_embedded import standing_in
 
 READY = 60.0  # Seconds that the service has to be ready after its start.
 # What the service logs when the fault is its own.
-OWN_FAULTS = ("unhandled error", "the reaper failed", "Exception in ASGI application")
+OWN_FAULTS = (
+    "unhandled error",
+    "the reaper failed",
+    "ends of sessions could not be followed",
+    "Exception in ASGI application",
+)
 
 
 class Part:

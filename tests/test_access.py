@@ -27,7 +27,11 @@ TABLE = {
     "POST /api/auth/password/change": SIGNED_IN,
     "POST /api/auth/password/forgot": OPEN,
     "POST /api/auth/email/send": SIGNED_IN,
-    # Whoever has the link may; nobody here has.
+    "GET /api/auth/sessions": SIGNED_IN,
+    "DELETE /api/auth/sessions/{session_id}": OWN,
+    "POST /api/auth/logout": SIGNED_IN,
+    # Whoever has the token may; nobody here has.
+    "POST /api/auth/refresh": (401, 401, 401, 401, 401),
     "POST /api/auth/password/reset": NOT_FOUND,
     "POST /api/auth/email/verify": NOT_FOUND,
     "POST /api/feed/create": SIGNED_IN,
@@ -88,6 +92,7 @@ SENT: dict[str, Json] = {
         "json": {"old_password": PASSWORD, "new_password": PASSWORD}
     },
     "POST /api/auth/password/forgot": {"json": {"email": "owner@example.com"}},
+    "POST /api/auth/refresh": {"json": {"refresh_token": "made up"}},
     "POST /api/auth/password/reset": {"json": {"token": "made up", "password": PASSWORD}},
     "POST /api/auth/email/verify": {"json": {"token": "made up"}},
     "POST /api/feed/create": {"data": FORM},
@@ -175,8 +180,16 @@ async def ask(client: httpx.AsyncClient, people: dict[str, Json], route: str, na
     if route == "POST /api/auth/signup":
         sent["json"] |= {"email": f"by-{name}@example.com", "nickname": f"By {name}"}
     headers = bearer(people[name]) if name in people else {}
+    if "logout" in route and name in people:
+        headers = bearer(await log_in(client, name))
     answer = await client.request(method, path.format(**ids), headers=headers, **sent)
     return answer.status_code
+
+
+async def log_in(client: httpx.AsyncClient, name: str) -> Json:
+    account = {"email": f"{name}@example.com", "password": PASSWORD}
+    session: Json = (await client.post("/api/auth/login", json=account)).json()
+    return session
 
 
 async def prepare(client: httpx.AsyncClient, owner: Json, route: str, ids: Json) -> None:
@@ -185,6 +198,10 @@ async def prepare(client: httpx.AsyncClient, owner: Json, route: str, ids: Json)
         kind = route.split("/")[2]
         path = f"/api/{kind}/delete/{ids[f'{kind}_id']}"
         assert (await client.delete(path, headers=bearer(owner))).status_code == 200
+    if "session" in route:
+        headers = bearer(await log_in(client, "owner"))
+        sessions = await client.get("/api/auth/sessions", headers=headers)
+        ids["session_id"] = next(each["id"] for each in sessions.json() if each["current"])
     if "/complete" in route:
         asked = await client.post(
             "/api/image/presign", json={"type": "image/png", "bytes": 1000}, headers=bearer(owner)

@@ -16,7 +16,6 @@ from models.link import Link, LinkKind
 from models.user import User
 from routers.dependencies import verified
 from services import links, postman
-from services import sessions as sessions_
 from services.errors import LinkNotFound
 from tests.conftest import PASSWORD, bearer, client_of, user_maker
 from tests.mail import Letterbox
@@ -42,16 +41,18 @@ async def ada(make_user, letterbox):
 
 
 @pytest.fixture
-def ended(monkeypatch):
-    """Whose sessions were ended, and which one was not."""
-    ended = []
+async def logged_in(ada, client):
+    """Where Ada is logged in, asked of two devices: the one at hand, and another."""
+    account = {"email": EMAIL, "password": PASSWORD}
+    other = (await client.post("/api/auth/login", json=account)).json()
 
-    async def end_all(db, user_id, *, but=None):
-        assert db.in_transaction()
-        ended.append((user_id, but))
+    async def ask():
+        answers = [
+            await client.get("/api/mypage/profile", headers=bearer(at)) for at in (ada, other)
+        ]
+        return [answer.status_code == 200 for answer in answers]
 
-    monkeypatch.setattr(sessions_, "end_all", end_all)
-    return ended
+    return ask
 
 
 @pytest.fixture
@@ -84,22 +85,25 @@ def forgotten(post, letterbox):
     return forgotten
 
 
-async def test_a_changed_password_replaces_the_old_one_and_ends_sessions(ada, post, log_in, ended):
+async def test_a_changed_password_replaces_the_old_one_and_ends_other_sessions(
+    ada, post, log_in, logged_in
+):
     change = {"old_password": PASSWORD, "new_password": NEW}
 
     assert (await post("password/change", change, ada)).json() == {"message": "Password Changed"}
 
     assert (await log_in(PASSWORD), await log_in(NEW)) == (401, 200)
-    assert ended == [(ada["id"], None)]
+    assert await logged_in() == [True, False]
 
 
-async def test_whoever_does_not_know_the_password_does_not_change_it(ada, post, log_in, ended):
+async def test_whoever_does_not_know_the_password_does_not_change_it(ada, post, log_in, logged_in):
     change = {"old_password": "not this one", "new_password": NEW}
 
     refused = await post("password/change", change, ada)
 
     assert assert_problem(refused, "invalid-input")["errors"][0]["pointer"] == "/old_password"
-    assert (await log_in(PASSWORD), ended) == (200, [])
+    assert await log_in(PASSWORD) == 200
+    assert await logged_in() == [True, True]
 
 
 async def test_a_changed_password_voids_links_to_a_new_one(ada, post, forgotten):
@@ -113,7 +117,7 @@ async def test_a_changed_password_voids_links_to_a_new_one(ada, post, forgotten)
 
 
 async def test_a_forgotten_password_is_replaced_by_a_mails_link(
-    ada, post, log_in, forgotten, ended
+    ada, post, log_in, forgotten, logged_in
 ):
     token = await forgotten("ADA@Example.com")
 
@@ -121,7 +125,7 @@ async def test_a_forgotten_password_is_replaced_by_a_mails_link(
 
     assert done.json() == {"message": "Password Changed"}
     assert (await log_in(PASSWORD), await log_in(NEW)) == (401, 200)
-    assert ended == [(ada["id"], None)]
+    assert await logged_in() == [False, False]
 
 
 async def test_a_link_works_once(ada, post, log_in, forgotten):
@@ -338,7 +342,9 @@ async def test_a_new_password_by_mail_verifies_the_address_too(strict, letterbox
 
     await strict.post("/api/auth/password/reset", json=reset)
 
-    posted = await strict.post("/api/feed/create", data=WORDS, headers=bearer(user))
+    account = {"email": user["email"], "password": NEW}
+    session = (await strict.post("/api/auth/login", json=account)).json()
+    posted = await strict.post("/api/feed/create", data=WORDS, headers=bearer(session))
     assert posted.status_code == 200
 
 

@@ -7,7 +7,9 @@ from datetime import UTC, datetime, timedelta
 import jwt
 import pytest
 
-from tests.conftest import PASSWORD, SECRET, bearer
+from services.errors import NotAuthenticated
+from services.tokens import Tokens, key_id
+from tests.conftest import PASSWORD, SECRET, bearer, make_settings
 
 ACCOUNT = {"email": "ada@example.com", "password": PASSWORD, "nickname": "Ada"}
 
@@ -84,7 +86,7 @@ async def test_a_faulty_sign_up_is_told_which_field_is_wrong(client, field, valu
 async def test_a_log_in_gives_a_token_that_opens_the_board(client, make_user):
     user = await make_user(email="ada@example.com")
 
-    assert (user["token_type"], user["expires_in"]) == ("bearer", 3600)
+    assert (user["token_type"], user["expires_in"]) == ("bearer", 900)
     posted = await client.post(
         "/api/feed/create", data={"title": "T", "content": "C"}, headers=bearer(user)
     )
@@ -137,9 +139,11 @@ async def test_an_unknown_address_is_verified_against_a_hash_all_the_same(client
 
 def _token(secret: str = SECRET, algorithm: str = "HS256", **claims: object) -> str:
     now = datetime.now(UTC)
-    standard = {"sub": "1", "iat": now, "exp": now + timedelta(minutes=5)}
+    standard = {"sub": "1", "sid": 1, "iat": now, "exp": now + timedelta(minutes=5)}
+    kid = claims.pop("kid", key_id(SECRET))
+    headers = {"kid": kid} if kid else {}
     present = {k: v for k, v in (standard | claims).items() if v is not None}
-    return jwt.encode(present, secret, algorithm=algorithm)
+    return jwt.encode(present, secret, algorithm=algorithm, headers=headers)
 
 
 BAD_TOKENS = {
@@ -149,7 +153,14 @@ BAD_TOKENS = {
     "no token at all": "Bearer nonsense",
     "of another key": f"Bearer {_token('another secret that is long enough, too')}",
     "of another algorithm": f"Bearer {_token(SECRET * 2, 'HS512')}",
-    "unsigned": f"Bearer {jwt.encode({'sub': '1'}, '', algorithm='none')}",
+    "unsigned": f"Bearer {_token('', 'none')}",
+    "of an unknown key id": f"Bearer {_token(kid='0123456789abcdef')}",
+    "without a key id": f"Bearer {_token(kid=None)}",
+    "issued in the future": f"Bearer {_token(iat=datetime.now(UTC) + timedelta(minutes=1))}",
+    "without a session": f"Bearer {_token(sid=None)}",
+    "of a session with a name": f"Bearer {_token(sid='ada')}",
+    "of a session beyond all ids": f"Bearer {_token(sid=2**63)}",
+    "of a session that is no number": f"Bearer {_token(sid=[1])}",
     "expired": f"Bearer {_token(exp=datetime.now(UTC) - timedelta(seconds=1))}",
     "without an end": f"Bearer {_token(exp=None)}",
     "of a name": f"Bearer {_token(sub='ada')}",
@@ -167,6 +178,15 @@ async def test_a_bad_token_opens_nothing(client, header):
     assert refused.status_code == 401
     assert refused.headers["www-authenticate"] == "Bearer"
     assert refused.json()["type"] == "/problems/not-authenticated"
+
+
+def test_a_bad_token_is_known_by_itself_whatever_sessions_there_are():
+    tokens = Tokens(make_settings())
+    assert tokens.read(_token())[:2] == (1, 1)
+
+    for header in set(BAD_TOKENS.values()) - {None, BAD_TOKENS["of nobody"]}:
+        with pytest.raises(NotAuthenticated):
+            tokens.read(header.removeprefix("Bearer "))
 
 
 async def test_two_who_sign_up_at_once_with_one_address_are_one_account(live_client):

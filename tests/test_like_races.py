@@ -14,8 +14,8 @@ from models.comment import Comment
 from models.feed import Feed
 from models.like import CommentLike
 from models.user import User
-from tests.conftest import bearer, client_of
-from tests.test_likes import comment_in, crowd, feed_in, rows_and_count
+from tests.conftest import client_of
+from tests.test_likes import comment_in, crowd, feed_in, rows_and_count, session_of
 from tests.test_lists import walk
 
 
@@ -92,7 +92,7 @@ async def test_a_feed_that_is_deleted_while_it_is_liked_goes_in_peace(live_app, 
     people = await crowd(live_app, 16)
     async with live_app.state.sessions() as db, db.begin():
         first = await db.scalar(select(User.id).limit(1))
-    author = bearer({"access_token": live_app.state.tokens.issue(first)})
+    author = await session_of(live_app, first)
     for _ in range(5):
         feed = await feed_in(live_app)
         path = f"/api/like/feed/{feed}"

@@ -11,6 +11,7 @@ from models.comment import Comment
 from models.feed import Feed
 from models.like import CommentLike, FeedLike
 from models.user import User
+from services.sessions import Client, begin
 from tests.conftest import bearer
 from tests.test_lists import counted_statements, walk
 from tests.test_problems import assert_problem
@@ -25,7 +26,15 @@ async def crowd(app, size):
     ]
     async with app.state.sessions() as db, db.begin():
         ids = (await db.scalars(insert(User).returning(User.id), people)).all()
-    return [bearer({"access_token": app.state.tokens.issue(user_id)}) for user_id in ids]
+    return [await session_of(app, user_id) for user_id in ids]
+
+
+async def session_of(app, user_id):
+    """Headers of a session of this user's."""
+    async with app.state.sessions() as db, db.begin():
+        user = await db.get_one(User, user_id)
+        begun = await begin(db, app.state.tokens, user, Client("", ""))
+    return bearer(begun.model_dump())
 
 
 async def feed_in(app):
@@ -152,7 +161,7 @@ async def test_what_is_deleted_cannot_be_liked(client, app, ada, likable, delete
 
 
 async def test_whoever_is_no_user_likes_nothing(client, app, likable):
-    gone = bearer({"access_token": app.state.tokens.issue(2**62)})
+    gone = bearer({"access_token": app.state.tokens.issue(2**62, 2**62)})
     for headers in ({}, gone, bearer({"access_token": "nonsense"})):
         async for refused in requests_for(client, *likable, headers):
             assert_problem(refused, "not-authenticated")

@@ -49,6 +49,13 @@ PROBLEMS: dict[str, tuple[str, str, dict[str, Any], str]] = {
         {"json": {"token": "x"}},
         "link-not-found",
     ),
+    "no such session": ("DELETE", "/api/auth/sessions/999999999", {}, "session-not-found"),
+    "no such refresh token": (
+        "POST",
+        "/api/auth/refresh",
+        {"json": {"refresh_token": "none"}},
+        "invalid-refresh-token",
+    ),
     "following oneself": ("PUT", "/api/follow/{me}", {}, "following-oneself"),
     "a missing field": ("POST", "/api/auth/signup", {"json": {}}, "invalid-input"),
     "broken JSON": ("POST", "/api/auth/login", {"headers": JSON, "content": b"{"}, "invalid-input"),
@@ -141,6 +148,7 @@ def test_every_kind_of_problem_has_been_shown():
     elsewhere = {"nothing-uploaded", "quota-exceeded"}  # in test_direct_uploads and test_quotas
     elsewhere |= {"too-many-requests", "too-many-attempts"}  # test_rate_limits, test_attempts
     elsewhere |= {"email-not-verified"}  # test_accounts
+    elsewhere |= {"refresh-token-reused"}  # test_sessions
     shown = {kind for *_, kind in PROBLEMS.values()} | faults_of_ours | elsewhere
 
     assert {f"/problems/{kind}" for kind in shown} == set(KINDS)
@@ -197,7 +205,7 @@ async def test_a_browser_elsewhere_can_read_a_problem(client):
 
 async def test_a_database_that_is_down_is_said_to_be_so(app, settings, capabilities):
     dead = settings.model_copy(update={"database_url": "postgresql+asyncpg://a@127.0.0.1:1/a"})
-    token = bearer({"access_token": capabilities.tokens.issue(1)})
+    token = bearer({"access_token": capabilities.tokens.issue(1, 1)})
     async with open_engine(dead) as engine, client_of(app) as client:
         app.state.sessions = session_factory(engine)
         answers = [

@@ -63,6 +63,11 @@ FAULTS = {
         {"DATABASE_URL": "nonsense"},
     ],
     "SECRET_KEY": [{"SECRET_KEY": "short"}, {"DATABASE_URL": "postgresql://u@h/n"}],
+    "FORMER_SECRET_KEYS": [
+        {"FORMER_SECRET_KEYS": "short"},
+        {"FORMER_SECRET_KEYS": "x" * 32 + ",y"},
+    ],
+    "REFRESH_TOKEN_DAYS": [{"REFRESH_TOKEN_DAYS": "0"}, {"REFRESH_TOKEN_DAYS": "a month"}],
     "PUBLIC_URL": [{"PUBLIC_URL": "feeds.example.com"}],
     "S3_PUBLIC_URL": [{"S3_PUBLIC_URL": "ftp://cdn.example.com"}],
     "S3_ENDPOINT_URL": [{"S3_ENDPOINT_URL": "localhost:9000", "S3_BUCKET": "b"}],
@@ -132,6 +137,13 @@ def test_widths_of_variants_are_numbers_by_commas_and_0_is_none():
     assert make_settings(image_widths="0").widths == ()
 
 
+def test_keys_are_the_present_one_and_then_the_former_ones():
+    former = f"{'a' * 32}, {'b' * 32},"
+
+    assert make_settings(former_secret_keys=former).keys == [SECRET, "a" * 32, "b" * 32]
+    assert make_settings().keys == [SECRET]
+
+
 def test_a_secret_is_never_repeated_in_what_is_said():
     settings = make_settings(s3_secret_key="hidden", s3_access_key="k", s3_bucket="b")
 
@@ -155,6 +167,7 @@ def test_every_setting_is_described_and_documented():
 
 
 def test_no_secret_has_a_default():
-    secrets = {"smtp_url", "secret_key", "s3_secret_key", "s3_access_key", "database_url"}
+    secrets = {"secret_key", "former_secret_keys", "s3_secret_key", "s3_access_key"}
+    secrets |= {"smtp_url", "database_url"}
 
     assert all(Settings.model_fields[name].default is None for name in secrets)
