@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make requirements"
 
-.PHONY: run install test check lint types fuzz crashes walk storm bench requirements clean
+.PHONY: run install test check lint types audit fuzz crashes walk storm slow bench requirements clean
 
 run: install
 	@$(BIN)/feedboard serve
@@ -16,7 +16,9 @@ install: $(VENV)/local.stamp
 test: $(VENV)/dev.stamp
 	$(BIN)/pytest
 
+# Where no advisories can be asked, it says so; with FEEDBOARD_REQUIRE_AUDIT set, that is a failure.
 check: lint types test
+	@sh deploy/audit.sh $(BIN)/pip-audit || { [ $$? -eq 2 ] && [ -z "$$FEEDBOARD_REQUIRE_AUDIT" ]; }
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -26,6 +28,10 @@ lint: $(VENV)/dev.stamp
 
 types: $(VENV)/dev.stamp
 	$(BIN)/mypy
+
+# Known vulnerabilities of what the service stands on.
+audit: $(VENV)/dev.stamp
+	sh deploy/audit.sh $(BIN)/pip-audit
 
 # The long form of the API's property tests.
 fuzz: $(VENV)/dev.stamp
@@ -42,6 +48,10 @@ walk: $(VENV)/dev.stamp
 # The long form of counting after 16 clients did what they liked, 10 000 requests long.
 storm: $(VENV)/dev.stamp
 	FEEDBOARD_STORM=10000 $(BIN)/pytest -s tests/test_storm.py
+
+# The long form of 500 connections that are slow on purpose, while others are served.
+slow: $(VENV)/dev.stamp
+	FEEDBOARD_SLOW=500 $(BIN)/pytest -s tests/test_slow.py
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.start

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
@@ -21,7 +22,7 @@ from app import logs
 from app.embedded import DataDirInUse
 from app.images_cli import images
 from app.parts import open_parts
-from app.protocol import BoundedHead
+from app.protocol import OPTIONS, BoundedHead
 from app.servers import EmbeddedFailed
 from config.db import open_engine, session_factory
 from config.settings import Settings, SettingsError
@@ -136,17 +137,9 @@ async def _serve(settings: Settings) -> None:
     listening = _listen(settings)
     async with open_parts(settings) as complete:
         await prepare(complete)
-        options: dict[str, Any] = {
-            "loop": "uvloop",
-            "http": BoundedHead,
-            "lifespan": "on",
-            "log_config": None,
-            "access_log": False,
-            "server_header": False,
-            # Not by uvicorn, which believes everybody on loopback: app/proxies.py does it.
-            "proxy_headers": False,
-            "timeout_graceful_shutdown": 20,
-        }
+        options = OPTIONS | {"loop": "uvloop"}
+        BoundedHead.max_connections = settings.max_connections
+        _allow_files(settings.max_connections)
 
         def ready() -> None:
             _say_where(settings, complete)
@@ -207,6 +200,16 @@ def _listen(settings: Settings) -> socket.socket:
         ) from error
     listening.set_inheritable(True)
     return listening
+
+
+def _allow_files(connections: int) -> None:
+    """Raise the soft limit of open files, often 1024, to what the connections may need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Besides those of clients: of the store, of the database, uploads on disk.
+    wanted = 2 * connections + 1024
+    if soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def _environment(settings: Settings) -> dict[str, str]:

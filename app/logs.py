@@ -1,11 +1,40 @@
 """Logs: structlog for everything, the libraries' own lines included, on standard error."""
 
 import logging
+import re
 import sys
+from io import StringIO
+from typing import Any, TextIO
 
 import structlog
 
 from config.settings import Settings
+
+# What could end a line, colour or move a terminal's text, or turn its direction.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def _plain(text: str) -> str:
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _escape(
+    logger: Any, method: str, entry: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Keep each line one line, whatever a client sent; JSON does so by itself."""
+    for name, value in entry.items():
+        if name != "exc_info" and not isinstance(value, int | float | None):
+            entry[name] = _plain(value if isinstance(value, str) else repr(value))
+    return entry
+
+
+def _traceback(sio: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    """A traceback, each line of it indented: none looks like a line of the log."""
+    text = StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    sio.write(
+        "\n".join(_plain(f"  {line}") if line else "" for line in text.getvalue().split("\n"))
+    )
 
 
 def configure(settings: Settings) -> None:
@@ -30,8 +59,9 @@ def configure(settings: Settings) -> None:
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
         else [
+            _escape,
             # The default shows local variables too, which hold passwords and tokens.
-            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+            structlog.dev.ConsoleRenderer(exception_formatter=_traceback),
         ]
     )
     handler = logging.StreamHandler()

@@ -13,23 +13,22 @@ from importlib.metadata import version
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, RedirectResponse
-from fastapi.routing import iter_route_contexts
-from starlette.staticfiles import StaticFiles
 
 import migrations
-from app import logs, problems, rate_limits
+from app import docs, etags, logs, problems, rate_limits
+from app.deadline import Deadline
 from app.guard import BodyGuard
+from app.headers import SecurityHeaders
+from app.hosts import KnownHosts
 from app.pages import add_pages
+from app.protocol import BoundedHead
 from app.proxies import TrustedProxies
 from app.request_log import RequestLog
 from config.db import Sessions, open_connection, open_engine, session_factory
 from config.s3 import open_s3, require_bucket
 from config.settings import Settings, SettingsError
-from models.problem import Problem
 from routers import (
     accounts,
     auth,
@@ -47,7 +46,6 @@ from routers import problems as problem_pages
 from routers.dependencies import verified
 from services.attempts import LoginAttempts
 from services.counters import Counters, open_counters
-from services.errors import EmailNotVerified
 from services.likes import Likes, open_likes
 from services.mail import open_post
 from services.passwords import Passwords
@@ -102,7 +100,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(images.router, max_body_size=0)
     app.include_router(health.router, max_body_size=0)
     app.include_router(problem_pages.router, max_body_size=0)
-    _add_docs(app)
+    docs.add(app)
     add_pages(app)
     return app
 
@@ -111,6 +109,7 @@ def from_environment() -> FastAPI:
     """What a worker process serves; its parent has put all settings into the environment."""
     settings = Settings.load()
     logs.configure(settings)
+    BoundedHead.max_connections = settings.max_connections
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     app = create_app(settings)
@@ -220,9 +219,14 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(problems.LastResort)
     if settings.rates is not None:
         app.add_middleware(rate_limits.RateLimits, rates=settings.rates)
+    app.add_middleware(Deadline, seconds=settings.request_timeout)
+    app.add_middleware(etags.ETags)
+    if settings.hosts:
+        app.add_middleware(KnownHosts, names=settings.hosts)
     app.add_middleware(
         CORSMiddleware,
-        allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+        # Tokens are sent by scripts that have them, never by the browser itself: no credentials.
+        allow_origins=settings.origins,
         allow_methods=["GET", "HEAD", "POST", "PATCH", "PUT", "DELETE"],
         allow_headers=["*"],
         expose_headers=[
@@ -231,74 +235,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         ],
         max_age=600,
     )
+    app.add_middleware(SecurityHeaders, settings=settings)
     app.add_middleware(RequestLog, access_log=settings.access_log)
     if settings.proxies:
         app.add_middleware(TrustedProxies, proxies=settings.proxies)
-
-
-def _add_docs(app: FastAPI) -> None:
-    """Swagger UI from files that are shipped, so that it works with no internet access."""
-    app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
-    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs(request: Request) -> HTMLResponse:
-        root = request.scope.get("root_path", "").rstrip("/")
-        return get_swagger_ui_html(
-            openapi_url=f"{root}/openapi.json",
-            title="Feedboard API",
-            swagger_js_url=f"{root}/docs/assets/swagger-ui-bundle.js",
-            swagger_css_url=f"{root}/docs/assets/swagger-ui.css",
-            swagger_favicon_url=f"{root}/docs/assets/favicon-32x32.png",
-            swagger_ui_parameters={
-                "persistAuthorization": True,
-                "tryItOutEnabled": True,
-                "defaultModelsExpandDepth": 0,  # The list of schemas is there, but folded.
-            },
-        )
-
-    @app.get("/favicon.ico", include_in_schema=False)
-    async def icon(request: Request) -> RedirectResponse:
-        # Browsers ask for it by themselves, for instance where an image is opened.
-        root = request.scope.get("root_path", "").rstrip("/")
-        return RedirectResponse(f"{root}/docs/assets/favicon-32x32.png")
-
-    @app.get("/", include_in_schema=False)
-    async def home(request: Request) -> RedirectResponse:
-        return RedirectResponse(request.scope.get("root_path", "").rstrip("/") + "/docs")
-
-
-def _list_verification(app: FastAPI, document: dict[str, Any]) -> None:
-    """Add the problem that `verified` gives to each write that it guards."""
-    problem = problem_pages.refuses(EmailNotVerified)
-    for route in iter_route_contexts(app.routes):
-        guards = getattr(getattr(route, "dependant", None), "dependencies", ())
-        if any(guard.call is verified for guard in guards):
-            for method in (route.methods or set()) - {"GET", "HEAD"}:
-                listed = document["paths"][route.path_format][method.lower()]["responses"]
-                problem_pages.add(listed, problem)
-
-
-# Lists that are as long as a feed's images at most.
-_OF_IMAGES = {"images", "new_images", "image_ids", "target_image_urls", "alt"}
-
-
-def _openapi(app: FastAPI, generate: Any) -> dict[str, Any]:
-    """FastAPI's document, with the shape that all problems share, and what the settings limit."""
-    if app.openapi_schema is None:
-        document = generate()
-        rate_limits.document(document["paths"])
-        _list_verification(app, document)
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas |= problem.pop("$defs") | {"Problem": problem}
-        for unused in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(unused, None)
-        settings: Settings = app.state.settings
-        for shape in schemas.values():
-            properties = shape.get("properties", {})
-            for field in _OF_IMAGES & properties.keys():
-                if properties[field].get("type") == "array":
-                    properties[field]["maxItems"] = settings.max_images
-        schemas["ImagePresign"]["properties"]["bytes"]["maximum"] = settings.max_image_bytes
-    return app.openapi_schema or {}

@@ -29,6 +29,9 @@ from services.errors import (
 
 log = structlog.get_logger()
 WHOLE = ""  # The JSON Pointer to all of the input.
+# A deadlock, a conflict; a statement, a wait for a lock or a transaction that took too long
+# (PostgreSQL, appendix A): the same may well work later.
+_FOR_NOW = {"40P01", "40001", "57014", "55P03", "25P03"}
 _BY_STATUS: dict[int, type[Refusal]] = {
     400: MalformedBody,
     404: RouteNotFound,
@@ -91,11 +94,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(PoolTimeout)
     @app.exception_handler(TimeoutError)
     async def unreachable(request: Request, error: Exception) -> Response:
-        # Else a statement was wrong, or the database resolved a deadlock, which may be tried again.
+        # Else a statement was wrong.
         if isinstance(error, DBAPIError) and not (
             isinstance(error, OperationalError)
             or error.connection_invalidated
-            or getattr(error.orig, "sqlstate", None) in {"40P01", "40001"}
+            or getattr(error.orig, "sqlstate", None) in _FOR_NOW
         ):
             raise error
         log.error("the database cannot be reached", error=str(error))

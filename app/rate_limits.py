@@ -6,14 +6,12 @@ moment for all (each minute, say), so that one count is all that there is to kee
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.problems import answer
 from config.addresses import counted_as
 from config.rates import Rate, RouteClass
-from routers.problems import MEDIA_TYPE, refuses
 from routers.rates import BY_ADDRESS, class_of
 from services.errors import NotAuthenticated, TooManyRequests
 
@@ -72,18 +70,3 @@ def _who(scope: Scope, name: RouteClass) -> str:
                     break  # Else whoever makes up tokens would be somebody else each time.
     client = scope.get("client")
     return f"address/{counted_as(client[0] if client else '')}"
-
-
-def document(paths: dict[str, Any]) -> None:
-    """Add the problem, in OpenAPI, to every route that is counted."""
-    (added,) = refuses(TooManyRequests).values()
-    for path, operations in paths.items():
-        for method, operation in operations.items():
-            if class_of(method.upper(), path) is None:
-                continue
-            given = operation["responses"].setdefault("429", added)
-            examples = given["content"][MEDIA_TYPE]["examples"]
-            given["content"] = {
-                MEDIA_TYPE: added["content"][MEDIA_TYPE]
-                | {"examples": examples | added["content"][MEDIA_TYPE]["examples"]}
-            }

@@ -46,7 +46,7 @@ async def open_engine(
         connect_args={
             "timeout": 5,
             "command_timeout": patience,
-            "server_settings": {"application_name": "feedboard"},
+            "server_settings": {"application_name": "feedboard"} | _bounds(patience),
         },
     )
     event.listen(engine.sync_engine, "do_connect", _connect)
@@ -61,6 +61,19 @@ async def open_connection(settings: Settings) -> AsyncGenerator[AsyncConnection]
     """A connection beside the pool, to listen at; each statement commits itself, in 3 seconds."""
     async with open_engine(settings, patience=3) as engine, engine.connect() as connection:
         yield await connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def _bounds(patience: float | None) -> dict[str, str]:
+    """How long the database itself bears with us, in milliseconds; it ends what we forgot to."""
+    if patience is None:
+        return {}
+    return {
+        # Before we give up on the statement ourselves, which costs the connection.
+        "statement_timeout": str(int(patience * 1000 * 0.9)),
+        "lock_timeout": str(int(patience * 1000 / 3)),
+        # Nothing but statements is awaited inside a transaction.
+        "idle_in_transaction_session_timeout": str(int(patience * 1000)),
+    }
 
 
 def _connect(

@@ -1,5 +1,6 @@
 """Everything that the environment may change, each with a line of why."""
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +40,11 @@ def _checked(parse: Callable[[Any], object]) -> AfterValidator:
 
 def _redis_uri(url: SecretStr) -> str:
     return redis_uri(url.get_secret_value())
+
+
+# As browsers send it in the header Origin: no path, no capitals.
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?")
+_HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
 
 
 class SettingsError(Exception):
@@ -208,6 +214,21 @@ class Settings(BaseSettings):
         description="Addresses or networks, by commas, of the proxies whose `X-Forwarded-For`, "
         "`Forwarded` and `X-Forwarded-Proto` are believed. Unset: nobody's are.",
     )
+    allowed_hosts: str = Field(
+        "*",
+        description="Names that the service answers to, separated by commas; `*.example.com` is "
+        "all below it, `*` any. Health is answered under every name.",
+    )
+    max_connections: int = Field(
+        2000, ge=10, le=100_000, description="Connections of clients that a process keeps open."
+    )
+    request_timeout: int = Field(
+        120,
+        ge=1,
+        le=3600,
+        description="Seconds that a request may keep the service busy before it answers; the time "
+        "that a client takes to send a body is not counted.",
+    )
     access_log: bool = Field(True, description="Whether each request is logged, one line each.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged."
@@ -276,6 +297,40 @@ class Settings(BaseSettings):
     def redis(self) -> str | None:
         """Where all processes count together, as the library takes it; None is nowhere."""
         return None if self.redis_url is None else _redis_uri(self.redis_url)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        origins = [origin.strip() for origin in value.split(",")]
+        for origin in origins if origins != ["*"] else ():
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    "it must be * alone, or origins such as https://board.example.com by commas, "
+                    "with no path and no slash at the end"
+                )
+        return ",".join(origins)
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_names(cls, value: str) -> str:
+        names = [name.strip().lower() for name in value.split(",")]
+        for name in names if names != ["*"] else ():
+            if not _HOST_NAME.fullmatch(name):
+                raise ValueError(
+                    "it must be * alone, or names such as board.example.com or *.example.com by "
+                    "commas, with no port"
+                )
+        return ",".join(names)
+
+    @property
+    def origins(self) -> list[str]:
+        """Whose pages may call the API; `*` is anybody's."""
+        return self.cors_origins.split(",")
+
+    @property
+    def hosts(self) -> list[str]:
+        """The names that the service answers to; none is any."""
+        return [] if self.allowed_hosts == "*" else self.allowed_hosts.split(",")
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -1,6 +1,8 @@
 """What all tables share: how constraints are named, ids, and times in UTC."""
 
+import json
 from datetime import datetime
+from hashlib import blake2b
 from typing import Annotated, Any
 
 from pydantic import (
@@ -54,6 +56,19 @@ class Shape(BaseModel):
     """What a client sends or receives; a key that it does not know is an error."""
 
     model_config = ConfigDict(extra="forbid", from_attributes=True)
+
+
+class Versioned(Shape):
+    """Something that is edited; its version changes with what its editors edit, and no more."""
+
+    def edited(self) -> list[Any]:
+        """All that an edit may change, in an order that stays."""
+        raise NotImplementedError
+
+    def version(self) -> str:
+        # Of what it says, so that no edit can forget to count it.
+        said = json.dumps(self.edited(), default=str).encode()
+        return blake2b(said, digest_size=8).hexdigest()
 
 
 # In a shape's JSON Schema.

@@ -1,13 +1,13 @@
 """A comment: words under a feed, or under another comment."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 from sqlalchemy import ARRAY, BigInteger, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import MAX_ID, Base, CursorQuery, Identified, Shape, Timed, storable
+from models.base import MAX_ID, Base, CursorQuery, Identified, Shape, Timed, Versioned, storable
 from models.feed import SortBy
 
 # Comments on a page of threads, at most. A thread may have any number of replies, a page may not:
@@ -65,7 +65,7 @@ class CommentUpdate(Shape):
     content: Words = Field(examples=["I had the bibimbap, twice!"])
 
 
-class CommentRead(Shape):
+class CommentRead(Versioned):
     """A comment; of a deleted one that has replies, no more than its place is left."""
 
     id: int = Field(examples=[1])
@@ -87,6 +87,9 @@ class CommentRead(Shape):
     deleted: bool = Field(description="Whether it is shown for the sake of its replies only.")
     create_dt: datetime
     update_dt: datetime
+
+    def edited(self) -> list[Any]:
+        return [self.content, self.update_dt]
 
 
 class CommentQuery(CursorQuery):

@@ -2,13 +2,13 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 from sqlalchemy import ARRAY, BigInteger, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import NOW, Base, CursorQuery, Identified, Shape, Timed, storable
+from models.base import NOW, Base, CursorQuery, Identified, Shape, Timed, Versioned, storable
 from models.image import ImageRead
 
 DELETED = text("deleted_dt IS NOT NULL")
@@ -52,7 +52,7 @@ Title = Annotated[str, StringConstraints(min_length=1, max_length=200), storable
 Content = Annotated[str, StringConstraints(min_length=1, max_length=100_000), storable]
 
 
-class FeedRead(Shape):
+class FeedRead(Versioned):
     id: int = Field(examples=[1])
     title: str = Field(examples=["Two days in Jeonju"])
     content: str = Field(examples=["Bibimbap, and a walk through the old town."])
@@ -72,6 +72,10 @@ class FeedRead(Shape):
     liked: bool | None = Field(description="Whether I like it; null for whoever is not signed in.")
     create_dt: datetime
     update_dt: datetime
+
+    def edited(self) -> list[Any]:
+        images = [(image.id, image.alt) for image in self.images]
+        return [self.title, self.content, images, self.update_dt]
 
 
 class FeedRevisionRead(Shape):

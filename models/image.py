@@ -2,13 +2,13 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 from sqlalchemy import CheckConstraint, Enum, ForeignKey, Index, String, false
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import NOW, Base, Identified, Shape, storable
+from models.base import NOW, Base, Identified, Shape, Versioned, storable
 
 
 class ImageState(StrEnum):
@@ -88,7 +88,7 @@ class VariantRead(Shape):
     type: str = Field(description="Content type.", examples=["image/webp"])
 
 
-class ImageRead(Shape):
+class ImageRead(Versioned):
     id: int = Field(examples=[7])
     url: str = Field(examples=["http://localhost:8000/images/DmqkLjB9nV0aXjMzV0yq3A.jpg"])
     width: int = Field(description="Pixels, upright.", examples=[4032])
@@ -100,6 +100,9 @@ class ImageRead(Shape):
     )
     color: str | None = Field(description="The dominant colour.", examples=["#7a6a4f"])
     variants: list[VariantRead] = Field(description="Smaller copies, narrow ones first.")
+
+    def edited(self) -> list[Any]:
+        return [self.id, self.alt]
 
 
 class OwnImageRead(ImageRead):

@@ -1,7 +1,7 @@
 """A user: the account that writes."""
 
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from email_validator import EmailNotValidError, validate_email
 from pydantic import (
@@ -17,7 +17,7 @@ from pydantic.config import JsonDict
 from sqlalchemy import false
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import MAX_ID, Base, Identified, Shape, Storable, Timed, storable
+from models.base import MAX_ID, Base, Identified, Shape, Storable, Timed, Versioned, storable
 from models.feed import ListQuery
 from models.image import ImageRead
 from models.nickname import Nickname
@@ -120,7 +120,7 @@ class TokenRead(Shape):
     )
 
 
-class Profile(Shape):
+class Profile(Versioned):
     id: int = Field(examples=[1])
     nickname: str = Field(examples=["Ada"])
     email: str | None = Field(
@@ -136,6 +136,9 @@ class Profile(Shape):
         description="Whether I follow them; null for whoever is not signed in."
     )
     create_dt: datetime
+
+    def edited(self) -> list[Any]:
+        return [self.nickname, self.bio, self.avatar and self.avatar.edited()]
 
 
 class ProfileUpdate(Shape):

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Query
 
 from models.base import Message
 from models.comment import CommentCreate, CommentQuery, CommentRead, CommentUpdate
+from routers.conditions import Expected, Tag
 from routers.dependencies import (
     Configured,
     CurrentReader,
@@ -27,6 +28,7 @@ from services.errors import (
     InvalidInput,
     MalformedBody,
     NotAuthenticated,
+    PreconditionFailed,
     UnsupportedMediaType,
 )
 
@@ -44,10 +46,15 @@ router = APIRouter(
     responses=refuses(MalformedBody, UnsupportedMediaType, FeedNotFound, CommentNotFound),
 )
 async def create_comment(
-    db: Db, settings: Configured, author: CurrentUser, reader: CurrentReader, comment: CommentCreate
+    db: Db,
+    settings: Configured,
+    author: CurrentUser,
+    reader: CurrentReader,
+    tag: Tag[CommentRead],
+    comment: CommentCreate,
 ) -> CommentRead:
     """Comment on a feed, or reply to a comment on it."""
-    return await comments.create(
+    created = await comments.create(
         db,
         author,
         reader,
@@ -56,6 +63,17 @@ async def create_comment(
         parent_id=comment.parent_id,
         max_depth=settings.comment_depth,
     )
+    return tag(created)
+
+
+@router.get(
+    "/comment/read/{comment_id}", summary="Read a comment", responses=refuses(CommentNotFound)
+)
+async def read_comment(
+    db: Db, reader: CurrentReader, tag: Tag[CommentRead], comment_id: Id
+) -> CommentRead:
+    """One comment, as the list shows it; anybody may."""
+    return tag(await comments.read(db, reader, comment_id))
 
 
 @router.get(
@@ -77,25 +95,37 @@ async def list_comments(
 @router.patch(
     "/comment/update/{comment_id}",
     summary="Change a comment",
-    responses=refuses(MalformedBody, Forbidden, CommentNotFound, UnsupportedMediaType),
+    responses=refuses(
+        MalformedBody, Forbidden, CommentNotFound, PreconditionFailed, UnsupportedMediaType
+    ),
 )
 async def update_comment(
-    db: Db, editor: CurrentUser, reader: CurrentReader, comment_id: Id, change: CommentUpdate
+    db: Db,
+    editor: CurrentUser,
+    reader: CurrentReader,
+    expected: Expected,
+    tag: Tag[CommentRead],
+    comment_id: Id,
+    change: CommentUpdate,
 ) -> CommentRead:
     """Change the words of a comment; only its author may."""
-    return await comments.update(db, editor, reader, comment_id, content=change.content)
+    content = change.content
+    return tag(
+        await comments.update(db, editor, reader, comment_id, content=content, expected=expected)
+    )
 
 
 @router.delete(
     "/comment/delete/{comment_id}",
     summary="Delete a comment",
-    responses=refuses(Forbidden, CommentNotFound, FeedNotFound),
+    responses=refuses(Forbidden, CommentNotFound, FeedNotFound, PreconditionFailed),
 )
 async def delete_comment(
-    db: Db, settings: Configured, editor: CurrentUser, comment_id: Id
+    db: Db, settings: Configured, editor: CurrentUser, expected: Expected, comment_id: Id
 ) -> Message:
     """Delete a comment; its author may, or an administrator. If it has replies, its place stays."""
-    await comments.delete(db, editor, comment_id, restorable=settings.restorable)
+    restorable = settings.restorable
+    await comments.delete(db, editor, comment_id, restorable=restorable, expected=expected)
     return Message(message="Comment Deleted")
 
 
@@ -105,11 +135,16 @@ async def delete_comment(
     responses=refuses(Forbidden, CommentNotFound, FeedNotFound),
 )
 async def restore_comment(
-    db: Db, settings: Configured, editor: CurrentUser, reader: CurrentReader, comment_id: Id
+    db: Db,
+    settings: Configured,
+    editor: CurrentUser,
+    reader: CurrentReader,
+    tag: Tag[CommentRead],
+    comment_id: Id,
 ) -> CommentRead:
     """Bring back a comment that was deleted within `RESTORE_DAYS`; only its author may."""
     restorable = settings.restorable
-    return await comments.restore(db, editor, reader, comment_id, restorable=restorable)
+    return tag(await comments.restore(db, editor, reader, comment_id, restorable=restorable))
 
 
 @router.get(

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from typing import Annotated
+from typing import Annotated, Any, get_origin
 
 from fastapi import Depends, Path, Request, params
 from fastapi.routing import APIRoute
@@ -202,3 +202,13 @@ async def known_body(request: Request) -> None:
     if not reads:
         wanted = getattr(body.field_info, "media_type", "")
         raise UnsupportedMediaType(f"Send the body as {wanted}, not as {given[:100] or 'nothing'}.")
+    if given in _FORMS:
+        await _once_each(request, body.field_info.annotation)
+
+
+async def _once_each(request: Request, shape: Any) -> None:
+    """Refuse a field that comes twice and is no list; the last one would win in silence."""
+    times = Counter(name for name, _ in (await request.form()).multi_items())
+    for name, field in shape.model_fields.items():
+        if times[name] > 1 and get_origin(field.annotation) is not list:
+            raise InvalidInput(f"The field {name} came {times[name]} times.", pointer=f"/{name}")

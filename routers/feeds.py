@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from models.base import MAX_ID, NO_NUL, Message, Shape
 from models.feed import Content, FeedRead, FeedRevisionRead, ListQuery, Title
+from routers.conditions import Expected, Tag
 from routers.dependencies import (
     Configured,
     CurrentReader,
@@ -28,6 +29,7 @@ from services.errors import (
     Forbidden,
     InvalidInput,
     NotAuthenticated,
+    PreconditionFailed,
 )
 
 router = APIRouter(
@@ -79,10 +81,11 @@ async def create_feed(
     images: Images,
     author: CurrentUser,
     reader: CurrentReader,
+    tag: Tag[FeedRead],
     form: Annotated[FeedCreate, Form(media_type="multipart/form-data")],
 ) -> FeedRead:
     """Post a feed with its images: all of it, or nothing."""
-    return await feeds.create(
+    created = await feeds.create(
         db,
         images,
         author,
@@ -92,14 +95,17 @@ async def create_feed(
         image_ids=form.image_ids,
         uploads=named(form.images),
     )
+    return tag(created)
 
 
 @router.get(
     "/read/{feed_id}", summary="Read a feed", responses=refuses(NotAuthenticated, FeedNotFound)
 )
-async def read_feed(db: Db, images: Images, reader: CurrentReader, feed_id: Id) -> FeedRead:
+async def read_feed(
+    db: Db, images: Images, reader: CurrentReader, tag: Tag[FeedRead], feed_id: Id
+) -> FeedRead:
     """One feed; anybody may."""
-    return await feeds.read(db, images, reader, feed_id)
+    return tag(await feeds.read(db, images, reader, feed_id))
 
 
 @router.get(
@@ -121,7 +127,7 @@ async def list_feeds(
 @router.patch(
     "/update/{feed_id}",
     summary="Change a feed",
-    responses=UPLOADS | refuses(Forbidden, FeedNotFound),
+    responses=UPLOADS | refuses(Forbidden, FeedNotFound, PreconditionFailed),
     # Every field may be left out, and so may all of them.
     openapi_extra=parts("new_images", "target_image_urls", "image_ids", required=False),
 )
@@ -130,11 +136,13 @@ async def update_feed(
     images: Images,
     editor: CurrentUser,
     reader: CurrentReader,
+    expected: Expected,
+    tag: Tag[FeedRead],
     feed_id: Id,
     form: Annotated[FeedUpdate, Form(media_type="multipart/form-data")],
 ) -> FeedRead:
     """Change words, add images, remove images; only the author may. All of it, or nothing."""
-    return await feeds.update(
+    changed = await feeds.update(
         db,
         images,
         editor,
@@ -145,22 +153,30 @@ async def update_feed(
         remove_urls=form.target_image_urls,
         image_ids=form.image_ids,
         uploads=named(form.new_images),
+        expected=expected,
     )
+    return tag(changed)
 
 
 @router.delete(
     "/delete/{feed_id}",
     summary="Delete a feed",
-    responses=refuses(NotAuthenticated, Forbidden, FeedNotFound),
+    responses=refuses(NotAuthenticated, Forbidden, FeedNotFound, PreconditionFailed),
 )
 async def delete_feed(
-    db: Db, images: Images, editor: CurrentUser, feed_id: Id, settings: Configured
+    db: Db,
+    images: Images,
+    editor: CurrentUser,
+    expected: Expected,
+    feed_id: Id,
+    settings: Configured,
 ) -> Message:
     """Delete a feed and its images; its author may, who can restore it for some days.
 
     So may an administrator, and then it is gone for good.
     """
-    await feeds.delete(db, images, editor, feed_id, restorable=settings.restorable)
+    restorable = settings.restorable
+    await feeds.delete(db, images, editor, feed_id, restorable=restorable, expected=expected)
     return Message(message="Feed Deleted")
 
 
@@ -174,11 +190,13 @@ async def restore_feed(
     images: Images,
     editor: CurrentUser,
     reader: CurrentReader,
+    tag: Tag[FeedRead],
     feed_id: Id,
     settings: Configured,
 ) -> FeedRead:
     """Bring a feed back that I deleted, with all that it had."""
-    return await feeds.restore(db, images, editor, reader, feed_id, restorable=settings.restorable)
+    restorable = settings.restorable
+    return tag(await feeds.restore(db, images, editor, reader, feed_id, restorable=restorable))
 
 
 @router.get(

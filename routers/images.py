@@ -19,6 +19,7 @@ from models.image import (
     OwnImageRead,
     PresignedUpload,
 )
+from routers.conditions import Expected, Tag
 from routers.dependencies import (
     CurrentUser,
     Db,
@@ -41,6 +42,7 @@ from services.errors import (
     MalformedBody,
     NotAuthenticated,
     NothingUploaded,
+    PreconditionFailed,
     QuotaExceeded,
     RangeNotSatisfiable,
     StorageUnavailable,
@@ -199,9 +201,11 @@ async def presign_image(
     summary="Complete a direct upload",
     responses=UPLOADS | refuses(Forbidden, ImageNotFound, NothingUploaded),
 )
-async def complete_image(db: Db, images: Images, owner: CurrentUser, image_id: Id) -> ImageRead:
+async def complete_image(
+    db: Db, images: Images, owner: CurrentUser, tag: Tag[ImageRead], image_id: Id
+) -> ImageRead:
     """Have the uploaded file checked, cleaned and kept, as any other; then post it by its id."""
-    return await service.complete(db, images, owner, image_id)
+    return tag(await service.complete(db, images, owner, image_id))
 
 
 @api.get("/mine", summary="List my images", responses=PAGED)
@@ -216,22 +220,45 @@ async def list_my_images(
     return paging.answer(await service.mine(db, images, owner, query))
 
 
+@api.get(
+    "/{image_id:int}", summary="See one of my images", responses=refuses(Forbidden, ImageNotFound)
+)
+async def read_image(
+    db: Db, images: Images, owner: CurrentUser, tag: Tag[ImageRead], image_id: Id
+) -> ImageRead:
+    """One of my images, whether or not a feed shows it."""
+    return tag(await service.read_own(db, images, owner, image_id))
+
+
 @api.patch(
     "/{image_id:int}",
     summary="Describe an image",
-    responses=refuses(MalformedBody, Forbidden, ImageNotFound, UnsupportedMediaType),
+    responses=refuses(
+        MalformedBody, Forbidden, ImageNotFound, PreconditionFailed, UnsupportedMediaType
+    ),
 )
 async def describe_image(
-    db: Db, images: Images, owner: CurrentUser, image_id: Id, change: ImageUpdate
+    db: Db,
+    images: Images,
+    owner: CurrentUser,
+    expected: Expected,
+    tag: Tag[ImageRead],
+    image_id: Id,
+    change: ImageUpdate,
 ) -> ImageRead:
     """Say in words what one of my images shows."""
-    return await service.describe(db, images, owner, image_id, alt=change.alt)
+    alt = change.alt
+    return tag(await service.describe(db, images, owner, image_id, alt=alt, expected=expected))
 
 
 @api.delete(
-    "/{image_id:int}", summary="Delete an image", responses=refuses(Forbidden, ImageNotFound)
+    "/{image_id:int}",
+    summary="Delete an image",
+    responses=refuses(Forbidden, ImageNotFound, PreconditionFailed),
 )
-async def delete_image(db: Db, images: Images, owner: CurrentUser, image_id: Id) -> Message:
+async def delete_image(
+    db: Db, images: Images, owner: CurrentUser, expected: Expected, image_id: Id
+) -> Message:
     """Delete one of my images, also from the feed that shows it."""
-    await service.delete(db, images, owner, image_id)
+    await service.delete(db, images, owner, image_id, expected=expected)
     return Message(message="Image Deleted")

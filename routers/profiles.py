@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Query
 
 from models.feed import Feed, FeedRead, ListQuery
 from models.user import AuthorQuery, Profile, ProfileUpdate
+from routers.conditions import Expected, Tag
 from routers.dependencies import (
     CurrentReader,
     CurrentUser,
@@ -25,6 +26,7 @@ from services.errors import (
     MalformedBody,
     NicknameTaken,
     NotAuthenticated,
+    PreconditionFailed,
     StorageUnavailable,
     UnsupportedMediaType,
     UserNotFound,
@@ -39,29 +41,39 @@ router = APIRouter(
 
 
 @router.get("/user/{user_id}", summary="See a user", responses=refuses(UserNotFound))
-async def read_user(db: Db, images: Images, reader: CurrentReader, user_id: Id) -> Profile:
+async def read_user(
+    db: Db, images: Images, reader: CurrentReader, tag: Tag[Profile], user_id: Id
+) -> Profile:
     """A user's profile; anybody may."""
-    return await profiles.read(db, images, reader, user_id)
+    return tag(await profiles.read(db, images, reader, user_id))
 
 
 @router.get("/mypage/profile", summary="See my profile")
 async def read_my_profile(
-    db: Db, images: Images, user: CurrentUser, reader: CurrentReader
+    db: Db, images: Images, user: CurrentUser, reader: CurrentReader, tag: Tag[Profile]
 ) -> Profile:
     """My own profile, with my address."""
-    return await profiles.read(db, images, reader, user.id)
+    return tag(await profiles.read(db, images, reader, user.id))
 
 
 @router.patch(
     "/mypage/profile",
     summary="Change my profile",
-    responses=refuses(MalformedBody, NicknameTaken, UnsupportedMediaType, StorageUnavailable),
+    responses=refuses(
+        MalformedBody, NicknameTaken, PreconditionFailed, UnsupportedMediaType, StorageUnavailable
+    ),
 )
 async def update_my_profile(
-    db: Db, images: Images, user: CurrentUser, reader: CurrentReader, change: ProfileUpdate
+    db: Db,
+    images: Images,
+    user: CurrentUser,
+    reader: CurrentReader,
+    expected: Expected,
+    tag: Tag[Profile],
+    change: ProfileUpdate,
 ) -> Profile:
     """Change what is given; an avatar that is replaced or taken away is deleted."""
-    return await profiles.update_own(db, images, user, reader, change)
+    return tag(await profiles.update_own(db, images, user, reader, change, expected=expected))
 
 
 @router.get("/mypage/feeds", summary="List my feeds", responses=COUNTED)

@@ -30,11 +30,12 @@ from models.comment import MAX_TREE, Comment, CommentQuery, CommentRead
 from models.feed import Feed, SortBy
 from models.like import CommentLike
 from models.user import User
-from services import threads
+from services import threads, versions
 from services.access import require_deletable, require_own
 from services.cursors import Cursor, Page, following, keyset
 from services.errors import CommentNotFound, FeedNotFound, InvalidInput
 from services.readers import Reader
+from services.versions import Expected
 
 _KEPT = Comment.deleted_dt.is_(None)
 _FEED_KEPT = Feed.deleted_dt.is_(None)
@@ -124,27 +125,53 @@ async def mine(
     return _page(reader, found.all(), query.limit, SortBy.CREATE_DT_DESC)
 
 
+async def read(db: AsyncSession, reader: Reader, comment_id: int) -> CommentRead:
+    """One comment, as a list of its feed's shows it; raises CommentNotFound."""
+    there = exists().where(Feed.id == Comment.feed_id, _FEED_KEPT)
+    found = _COMMENTS.where(Comment.id == comment_id, _SHOWN, there)
+    async with db.begin():
+        row = (await db.execute(found, {"reader_id": reader.id})).one_or_none()
+    if row is None:
+        raise CommentNotFound
+    return _comment(reader, row)
+
+
 async def update(
-    db: AsyncSession, editor: User, reader: Reader, comment_id: int, *, content: str
+    db: AsyncSession,
+    editor: User,
+    reader: Reader,
+    comment_id: int,
+    *,
+    content: str,
+    expected: Expected = None,
 ) -> CommentRead:
-    """Change a comment's words; raises CommentNotFound and Forbidden."""
+    """Change a comment's words; raises CommentNotFound, Forbidden and PreconditionFailed."""
     async with db.begin():
         there = await _there(db, comment_id, _KEPT)
         require_own(editor, there.author_id)
+        await _require(db, reader, comment_id, expected)
         await _change(db, comment_id, _KEPT, content=content, update_dt=NOW)
         return await _read(db, reader, comment_id)
 
 
-async def delete(db: AsyncSession, editor: User, comment_id: int, *, restorable: timedelta) -> None:
+async def delete(
+    db: AsyncSession,
+    editor: User,
+    comment_id: int,
+    *,
+    restorable: timedelta,
+    expected: Expected = None,
+) -> None:
     """Delete a comment; its words stay while its author can restore it.
 
     What an administrator deletes of others is gone at once. Raises CommentNotFound, also when the
-    feed goes meanwhile, and Forbidden.
+    feed goes meanwhile, Forbidden and PreconditionFailed.
     """
     async with db.begin():
         there = await _there(db, comment_id, _KEPT)
         require_deletable(editor, there.author_id)
         await threads.count(db, there.feed_id, -1)
+        await _require(db, Reader(editor.id), comment_id, expected)
         kept = restorable and there.author_id == editor.id
         words = {} if kept else {"content": ""}
         gone = await _change(db, comment_id, _KEPT, deleted_dt=NOW, **words)
@@ -286,6 +313,14 @@ async def _there(db: AsyncSession, comment_id: int, state: ColumnElement[bool]) 
     if row is None:
         raise CommentNotFound
     return row
+
+
+async def _require(db: AsyncSession, reader: Reader, comment_id: int, expected: Expected) -> None:
+    """Lock a comment and see that it is what the editor has seen; raises PreconditionFailed."""
+    if expected is not None:
+        locked = select(Comment.id).where(Comment.id == comment_id)
+        await db.execute(locked.with_for_update(key_share=True))
+        versions.require(expected, await _read(db, reader, comment_id))
 
 
 async def _change(

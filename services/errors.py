@@ -46,6 +46,27 @@ class MalformedBody(Refusal):
     default = "The body cannot be parsed as its Content-Type says."
 
 
+class MalformedRequest(Refusal):
+    """What came is no HTTP/1.1, or a head that is too large; there is no request to speak of."""
+
+    status = HTTPStatus.BAD_REQUEST
+    default = "Invalid HTTP request received."
+
+
+class UnknownHost(Refusal):
+    """The request is for a host that this instance does not answer to (`ALLOWED_HOSTS`)."""
+
+    status = HTTPStatus.BAD_REQUEST
+    default = "This instance does not answer to the name in the header Host."
+
+
+class RequestTimeout(Refusal):
+    """The client took too long to send its request."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    default = "The request took too long to arrive; nothing was changed."
+
+
 class UnsupportedMediaType(Refusal):
     """The body is of a kind that this route does not read."""
 
@@ -181,6 +202,13 @@ class NicknameTaken(Refusal):
     default = "Somebody has this nickname, or one that looks like it; choose another."
 
 
+class PreconditionFailed(Refusal):
+    """Somebody has edited it since the version that `If-Match` names; nothing was changed."""
+
+    status = HTTPStatus.PRECONDITION_FAILED
+    default = "Somebody has changed this meanwhile; read it again, and edit what is there now."
+
+
 class ContentTooLarge(Refusal):
     """The body has more bytes than this route takes; it is not read to its end."""
 
@@ -274,6 +302,22 @@ class DatabaseUnavailable(Refusal):
     status = HTTPStatus.SERVICE_UNAVAILABLE
     default = "The database cannot be reached. Try again shortly."
     retry_after = 5
+
+
+class TookTooLong(Refusal):
+    """The request was given up on; it may have been carried out all the same."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    default = "It took too long. Look whether it was done, and try again shortly."
+    retry_after = 5
+
+
+class TooManyConnections(Refusal):
+    """As many connections are at work as the process serves."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    default = "Too many connections are open. Try again shortly."
+    retry_after = 2
 
 
 class NotReady(Refusal):

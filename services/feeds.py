@@ -14,7 +14,7 @@ from models.feed import Feed, FeedRead, ListQuery, SortBy
 from models.image import Image
 from models.like import FeedLike
 from models.user import User
-from services import history, ledger
+from services import history, ledger, versions
 from services.access import require_deletable, require_own
 from services.cursors import Cursor, Page, following, keyset
 from services.errors import FeedNotFound, InvalidInput
@@ -22,6 +22,7 @@ from services.images import of_feeds
 from services.ledger import Upload
 from services.readers import Reader
 from services.store import ImageStore
+from services.versions import Expected
 
 # Two statements show a feed or a page of them, however many images they have: this, and
 # `images.of_feeds`.
@@ -110,15 +111,16 @@ async def update(
     remove_urls: Sequence[str],
     image_ids: Sequence[int] = (),
     uploads: Sequence[Upload],
+    expected: Expected = None,
 ) -> FeedRead:
     """Change what is given (None is unchanged), all or nothing.
 
     `image_ids` is the whole new order: the feed's own that are not in it are removed, pending ones
     of the editor are added; uploads come behind. Raises FeedNotFound, Forbidden, InvalidInput when
-    an image is not one to remove or to add or the feed would have too many, and what
-    `ledger.stored` does.
+    an image is not one to remove or to add or the feed would have too many, PreconditionFailed, and
+    what `ledger.stored` does.
     """
-    change = _Change(remove_urls, image_ids, len(uploads))
+    change = _Change(remove_urls, image_ids, len(uploads), expected)
     async with db.begin():
         # Asked before the work of storing images, and once more, under a lock, after it.
         await _changing(db, images, editor, feed_id, change)
@@ -140,16 +142,23 @@ async def update(
 
 
 async def delete(
-    db: AsyncSession, images: ImageStore, editor: User, feed_id: int, *, restorable: timedelta
+    db: AsyncSession,
+    images: ImageStore,
+    editor: User,
+    feed_id: int,
+    *,
+    restorable: timedelta,
+    expected: Expected = None,
 ) -> None:
     """Delete a feed and its images; for a while its author can bring them back.
 
-    What an administrator deletes of others is gone at once. Raises FeedNotFound and Forbidden,
-    never anything for S3's sake.
+    What an administrator deletes of others is gone at once. Raises FeedNotFound, Forbidden and
+    PreconditionFailed, never anything for S3's sake.
     """
     async with db.begin():
         feed = await _locked(db, feed_id)
         require_deletable(editor, feed.author_id)
+        await _require(db, images, editor, feed_id, expected)
         feed.deleted_dt = NOW
         if restorable and feed.author_id == editor.id:
             return
@@ -255,6 +264,14 @@ async def _locked(db: AsyncSession, feed_id: int) -> Feed:
     return feed
 
 
+async def _require(
+    db: AsyncSession, images: ImageStore, editor: User, feed_id: int, expected: Expected
+) -> None:
+    """See that a locked feed is what the editor has seen; raises PreconditionFailed."""
+    if expected is not None:
+        versions.require(expected, await _shown(db, images, Reader(editor.id), feed_id))
+
+
 @dataclass(frozen=True)
 class _Change:
     """What an update asks of a feed's images; `added` is the number of uploads."""
@@ -262,6 +279,7 @@ class _Change:
     remove_urls: Sequence[str]
     image_ids: Sequence[int]
     added: int
+    expected: Expected
 
 
 async def _changing(
@@ -273,6 +291,7 @@ async def _changing(
     """
     feed = await _locked(db, feed_id)
     require_own(editor, feed.author_id)
+    await _require(db, images, editor, feed_id, change.expected)
     shown = await _images(db, feed_id)
     if change.image_ids and change.remove_urls:
         raise InvalidInput(

@@ -18,7 +18,7 @@ from models.image import (
     VariantRead,
 )
 from models.user import User
-from services import history, ledger, quotas
+from services import history, ledger, quotas, versions
 from services.access import require_deletable, require_own
 from services.cursors import Cursor, Page, following, keyset
 from services.errors import (
@@ -31,6 +31,7 @@ from services.errors import (
 )
 from services.ledger import Upload
 from services.store import LINGER, ImageStore
+from services.versions import Expected
 
 
 async def upload(
@@ -101,13 +102,27 @@ async def complete(db: AsyncSession, store: ImageStore, owner: User, image_id: i
     return completed
 
 
+async def read_own(db: AsyncSession, store: ImageStore, owner: User, image_id: int) -> ImageRead:
+    """One of the owner's images; raises ImageNotFound and Forbidden."""
+    async with db.begin():
+        require_own(owner, (await _there(db, image_id)).owner_id)
+        return read(store, await _with_variants(db, [image_id]))[0]
+
+
 async def describe(
-    db: AsyncSession, store: ImageStore, owner: User, image_id: int, *, alt: str
+    db: AsyncSession,
+    store: ImageStore,
+    owner: User,
+    image_id: int,
+    *,
+    alt: str,
+    expected: Expected = None,
 ) -> ImageRead:
-    """Say in words what an image shows; raises ImageNotFound and Forbidden."""
+    """Say in words what an image shows; raises ImageNotFound, Forbidden, PreconditionFailed."""
     async with db.begin():
         row = await _there(db, image_id, lock=True)
         require_own(owner, row.owner_id)
+        versions.require(expected, _original(store, row))
         row.alt = alt
         await db.flush()
         return read(store, await _with_variants(db, [row.id]))[0]
@@ -149,8 +164,13 @@ async def require_shown(db: AsyncSession, store: ImageStore, name: str) -> None:
             raise ImageNotFound
 
 
-async def delete(db: AsyncSession, store: ImageStore, owner: User, image_id: int) -> None:
-    """Delete an image, also from where it is shown; raises ImageNotFound and Forbidden."""
+async def delete(
+    db: AsyncSession, store: ImageStore, owner: User, image_id: int, *, expected: Expected = None
+) -> None:
+    """Delete an image, also from where it is shown.
+
+    Raises ImageNotFound, Forbidden and PreconditionFailed.
+    """
     async with db.begin():
         row = await _there(db, image_id, incoming=True)
         require_deletable(owner, row.owner_id)
@@ -162,6 +182,7 @@ async def delete(db: AsyncSession, store: ImageStore, owner: User, image_id: int
             await history.record(db, feed.id)
             feed.update_dt = NOW
         row = await _there(db, image_id, incoming=True, lock=True)
+        versions.require(expected, _original(store, row))
         keys = await ledger.condemn(db, [row])
     await ledger.discard(db, store, keys)
 

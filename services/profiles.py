@@ -12,10 +12,11 @@ from models.follow import Follow
 from models.image import Image
 from models.nickname import nickname_key
 from models.user import AuthorQuery, Profile, ProfileUpdate, User, email_key
-from services import images, ledger
+from services import images, ledger, versions
 from services.errors import InvalidInput, NicknameTaken, UserNotFound
 from services.readers import Reader
 from services.store import ImageStore
+from services.versions import Expected
 
 _SHOWN = select(
     User.id,
@@ -45,11 +46,18 @@ async def read(db: AsyncSession, store: ImageStore, reader: Reader, user_id: int
 
 
 async def update_own(
-    db: AsyncSession, store: ImageStore, user: User, reader: Reader, change: ProfileUpdate
+    db: AsyncSession,
+    store: ImageStore,
+    user: User,
+    reader: Reader,
+    change: ProfileUpdate,
+    *,
+    expected: Expected = None,
 ) -> Profile:
     """Change what was given; the avatar before is deleted.
 
-    Raises NicknameTaken, and InvalidInput for an avatar that is not a pending image of the user's.
+    Raises NicknameTaken, PreconditionFailed, and InvalidInput for an avatar that is not a pending
+    image of the user's.
     """
     given = change.model_dump(exclude_unset=True)
     async with db.begin():
@@ -58,6 +66,8 @@ async def update_own(
         own = select(User.nickname).where(User.id == user.id)
         locked = own.with_for_update(key_share="nickname" not in given)
         nickname = (await db.scalars(locked)).one()
+        if expected is not None:
+            versions.require(expected, await _shown(db, store, reader, user.id))
         # Who shares a nickname since before they were unique, keeps it until they change it.
         if given.get("nickname") == nickname:
             del given["nickname"]

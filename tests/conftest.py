@@ -33,6 +33,7 @@ from sqlalchemy.ext.asyncio import (
 
 from app import embedded, logs
 from app.main import Capabilities, create_app, open_capabilities, prepare
+from app.protocol import OPTIONS
 from config.s3 import open_s3
 from config.settings import Settings
 from services.likes import open_likes
@@ -360,9 +361,7 @@ async def live_client(live_app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 async def live_server(live_app: FastAPI) -> AsyncIterator[int]:
     """The port at which uvicorn serves the live application: for clients that go away."""
-    config = uvicorn.Config(
-        live_app, port=0, lifespan="off", log_config=None, http="httptools", proxy_headers=False
-    )
+    config = uvicorn.Config(live_app, port=0, **OPTIONS | {"lifespan": "off"})
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve())
     while not server.started:

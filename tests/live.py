@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, nullcontext
 import uvicorn
 
 from app.main import create_app, prepare
+from app.protocol import OPTIONS
 from config.settings import Settings
 
 
@@ -17,11 +18,7 @@ async def served(settings: Settings) -> AsyncGenerator[str]:
     config = uvicorn.Config(
         create_app(settings),
         port=0,
-        http="httptools",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
+        **OPTIONS,
     )
     server = uvicorn.Server(config)
     server.capture_signals = nullcontext  # Ctrl-C is for pytest.

@@ -45,6 +45,7 @@ TABLE = {
     "GET /api/feed/history/{feed_id}": OWN,
     "POST /api/comment/create": SIGNED_IN,
     "GET /api/comment/feed/{feed_id}": OPEN,
+    "GET /api/comment/read/{comment_id}": OPEN,
     "PATCH /api/comment/update/{comment_id}": OWN,
     "DELETE /api/comment/delete/{comment_id}": DELETABLE,
     "POST /api/comment/restore/{comment_id}": OWN,
@@ -71,6 +72,7 @@ TABLE = {
     # Theirs, but nothing was uploaded yet.
     "POST /api/image/{image_id}/complete": (401, 403, 409, 403, 403),
     "GET /api/image/mine": SIGNED_IN,
+    "GET /api/image/{image_id}": OWN,
     "PATCH /api/image/{image_id}": OWN,
     "DELETE /api/image/{image_id}": DELETABLE,
     "GET /images/{name}": OPEN,

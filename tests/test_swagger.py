@@ -48,7 +48,7 @@ async def page(browser: Browser, service: str) -> AsyncIterator[Page]:
         yield page
     assert [url for url in requested if not url.startswith((f"{service}/", "blob:"))] == []
     # An image may do nothing (its Content-Security-Policy), so the browser's viewer of images,
-    # opened on one, may not style itself.
+    # opened on one, may not style itself. Swagger UI keeps to its own policy.
     assert [error for error in errors if not error.startswith("Applying inline style")] == []
 
 
