@@ -15,12 +15,15 @@ from app.headers import of_swagger_ui
 from config.settings import Settings
 from models.problem import Problem
 from routers.dependencies import verified
+from routers.idempotency import HEADER
 from routers.problems import add as add_problems
 from routers.problems import refuses
 from routers.rates import class_of
 from services.errors import (
     EmailNotVerified,
+    IdempotencyKeyReused,
     Refusal,
+    RequestOutstanding,
     RequestTimeout,
     TookTooLong,
     TooManyRequests,
@@ -94,6 +97,8 @@ def _list_problems(app: FastAPI, document: dict[str, Any], settings: Settings) -
             kinds += [UnknownHost] if settings.hosts else []
             kinds += [TooManyRequests] if class_of(method.upper(), path) else []
             kinds += [EmailNotVerified] if path in guarded and method not in {"get", "head"} else []
+            if any(given["name"] == HEADER for given in operation.get("parameters", ())):
+                kinds += [IdempotencyKeyReused, RequestOutstanding]
             add_problems(operation["responses"], refuses(*kinds))
 
 

@@ -1,12 +1,11 @@
 """An ETag on every JSON read, and 304 for who has it already (RFC 9110, sections 8.8 and 13)."""
 
-from hashlib import blake2b
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from routers.conditions import TAG
+from routers.conditions import TAG, etag
 
 _OF_CONTENT = ("content-type", "content-length")
 
@@ -42,9 +41,7 @@ class ETags:
                 start, held = held, None
                 version = scope.get("state", {}).get("version")
                 if not message.get("more_body") and (scope["method"] == "GET" or version):
-                    body = message.get("body", b"")
-                    tag = blake2b(body, digest_size=16).hexdigest()
-                    tag = f"{version}.{tag}" if version else tag
+                    tag = etag(message.get("body", b""), version)
                     if _has(request, tag) and scope["method"] == "GET":
                         start, message = _not_modified(start), {"type": "http.response.body"}
                     MutableHeaders(scope=start)["etag"] = f'"{tag}"'

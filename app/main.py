@@ -37,6 +37,7 @@ from routers import (
     feeds,
     follows,
     health,
+    idempotency,
     images,
     likes,
     profiles,
@@ -231,7 +232,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         allow_headers=["*"],
         expose_headers=[
             *("Link", "X-Total-Count", "X-Request-ID", "Retry-After", "ETag"),
-            *rate_limits.HEADERS,
+            *(*rate_limits.HEADERS, idempotency.REPLAYED),
         ],
         max_age=600,
     )

@@ -1,12 +1,13 @@
 """What is: the tables, and the shapes that clients send and receive."""
 
-from models import comment, feed, follow, image, like, link, mail, session, user
+from models import comment, feed, follow, idempotency, image, like, link, mail, session, user
 from models.base import Base
 
 __all__ = [
     "comment",
     "feed",
     "follow",
+    "idempotency",
     "image",
     "like",
     "link",

@@ -13,6 +13,7 @@ from routers.dependencies import (
     known_body,
     known_parameters,
 )
+from routers.idempotency import keyed, keyed_for_anybody
 from routers.problems import refuses
 from services import accounts
 from services.errors import (
@@ -39,6 +40,7 @@ _READS_JSON = refuses(MalformedBody, UnsupportedMediaType)
     summary="Change my password",
     responses=_READS_JSON | refuses(NotAuthenticated),
 )
+@keyed
 async def change_password(
     db: Db,
     passwords: PasswordHasher,
@@ -48,7 +50,7 @@ async def change_password(
     change: PasswordChange,
 ) -> Message:
     """Change the password, which logs out everywhere else."""
-    await accounts.change_password(
+    return await accounts.change_password(
         db,
         passwords,
         revocations,
@@ -57,15 +59,14 @@ async def change_password(
         new=change.new_password.get_secret_value(),
         session_id=session_id,
     )
-    return Message(message="Password Changed")
 
 
 @router.post("/password/forgot", summary="Ask for a new password", responses=_READS_JSON)
+@keyed_for_anybody
 async def forgot_password(db: Db, account: PasswordForgotten) -> Message:
     """If there is an account of this address, a mail goes there with a link that works once, for
     30 minutes; links of earlier mails stop working. The answer is the same for every address."""
-    await accounts.forget_password(db, email=account.email)
-    return Message(message="If there is an account of this address, a mail is on its way.")
+    return await accounts.forget_password(db, email=account.email)
 
 
 @router.post(
@@ -73,13 +74,15 @@ async def forgot_password(db: Db, account: PasswordForgotten) -> Message:
     summary="Choose a new password",
     responses=_READS_JSON | refuses(LinkNotFound),
 )
+@keyed_for_anybody
 async def reset_password(
     db: Db, passwords: PasswordHasher, revocations: EndedSessions, reset: PasswordReset
 ) -> Message:
     """Set the password by the token of a mail's link, which logs out everywhere."""
     password = reset.password.get_secret_value()
-    await accounts.reset_password(db, passwords, revocations, token=reset.token, password=password)
-    return Message(message="Password Changed")
+    return await accounts.reset_password(
+        db, passwords, revocations, token=reset.token, password=password
+    )
 
 
 @router.post(
@@ -87,11 +90,10 @@ async def reset_password(
     summary="Ask for another mail to confirm my address",
     responses=refuses(NotAuthenticated),
 )
+@keyed
 async def send_verification(db: Db, user: CurrentUser) -> Message:
     """Send another link for confirming my address; links of earlier mails stop working."""
-    if await accounts.send_verification(db, user):
-        return Message(message="A mail is on its way.")
-    return Message(message="Your e-mail address is confirmed already.")
+    return await accounts.send_verification(db, user)
 
 
 @router.post(
@@ -99,7 +101,7 @@ async def send_verification(db: Db, user: CurrentUser) -> Message:
     summary="Confirm an address",
     responses=_READS_JSON | refuses(LinkNotFound),
 )
+@keyed_for_anybody
 async def verify_email(db: Db, verification: EmailVerification) -> Message:
     """Confirm an address by the token of a mail's link."""
-    await accounts.verify_email(db, token=verification.token)
-    return Message(message="E-Mail Address Confirmed")
+    return await accounts.verify_email(db, token=verification.token)

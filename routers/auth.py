@@ -14,6 +14,7 @@ from routers.dependencies import (
     known_body,
     known_parameters,
 )
+from routers.idempotency import keyed_for_anybody
 from routers.problems import refuses
 from services import auth
 from services.errors import (
@@ -44,6 +45,7 @@ router = APIRouter(
     response_model=UserRead,
     responses=refuses(EmailTaken, NicknameTaken),
 )
+@keyed_for_anybody
 async def signup(db: Db, passwords: PasswordHasher, account: Signup) -> User:
     """One address is one account, and one nickname; both are compared without regard to case."""
     return await auth.signup(
@@ -65,7 +67,10 @@ async def login(
     credentials: Credentials,
 ) -> TokenRead:
     """Exchange e-mail and password for an access token, sent as `Authorization: Bearer …`, and a
-    refresh token, for when that has expired."""
+    refresh token, for when that has expired.
+
+    An `Idempotency-Key` has no effect here: tokens are not written down.
+    """
     async with attempts.attempt(credentials.email, client.address):
         return await auth.login(
             db,
@@ -88,7 +93,10 @@ async def token(
     client: Calling,
     form: Annotated[PasswordGrant, Form()],
 ) -> TokenRead:
-    """The same tokens for OAuth 2.0's password form; `username` is the e-mail address."""
+    """The same tokens for OAuth 2.0's password form; `username` is the e-mail address.
+
+    An `Idempotency-Key` has no effect here either.
+    """
     async with attempts.attempt(form.username, client.address):
         return await auth.login(
             db,

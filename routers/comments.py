@@ -16,6 +16,7 @@ from routers.dependencies import (
     known_body,
     known_parameters,
 )
+from routers.idempotency import keyed
 from routers.paging import PAGED, PageQuery, Paging
 from routers.problems import refuses
 from services import comments
@@ -45,6 +46,7 @@ router = APIRouter(
     summary="Comment",
     responses=refuses(MalformedBody, UnsupportedMediaType, FeedNotFound, CommentNotFound),
 )
+@keyed
 async def create_comment(
     db: Db,
     settings: Configured,
@@ -99,6 +101,7 @@ async def list_comments(
         MalformedBody, Forbidden, CommentNotFound, PreconditionFailed, UnsupportedMediaType
     ),
 )
+@keyed
 async def update_comment(
     db: Db,
     editor: CurrentUser,
@@ -120,13 +123,13 @@ async def update_comment(
     summary="Delete a comment",
     responses=refuses(Forbidden, CommentNotFound, FeedNotFound, PreconditionFailed),
 )
+@keyed
 async def delete_comment(
     db: Db, settings: Configured, editor: CurrentUser, expected: Expected, comment_id: Id
 ) -> Message:
     """Delete a comment; its author may, or an administrator. If it has replies, its place stays."""
     restorable = settings.restorable
-    await comments.delete(db, editor, comment_id, restorable=restorable, expected=expected)
-    return Message(message="Comment Deleted")
+    return await comments.delete(db, editor, comment_id, restorable=restorable, expected=expected)
 
 
 @router.post(
@@ -134,6 +137,7 @@ async def delete_comment(
     summary="Restore a comment",
     responses=refuses(Forbidden, CommentNotFound, FeedNotFound),
 )
+@keyed
 async def restore_comment(
     db: Db,
     settings: Configured,

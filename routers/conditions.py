@@ -6,6 +6,7 @@ of the whole answer. A like in between changes the hash, and is no reason to ref
 
 import re
 from collections.abc import Callable
+from hashlib import blake2b
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Request
@@ -25,6 +26,12 @@ _HEADER = Header(
     "since, nothing is done (412). Likes and comments do not count.",
 )
 _Condition = Annotated[str | None, WithJsonSchema({"type": "string", "format": "etag"}), _HEADER]
+
+
+def etag(body: bytes, version: str | None) -> str:
+    """The tag of an answer, without its quotes; single things have a version."""
+    found = blake2b(body, digest_size=16).hexdigest()
+    return f"{version}.{found}" if version else found
 
 
 async def _tag(request: Request) -> Callable[[T], T]:

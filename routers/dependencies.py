@@ -164,6 +164,11 @@ async def _calling(request: Request, address: ClientAddress) -> Client:
 Calling = Annotated[Client, Depends(_calling)]
 
 
+async def reader_of(request: Request) -> Reader:
+    """Who reads, for what is no route."""
+    return await _reader(request, await _bearer(request))
+
+
 async def known_parameters(request: Request) -> None:
     """Refuse a query parameter that the route does not know, or that comes twice.
 

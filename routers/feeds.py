@@ -19,6 +19,7 @@ from routers.dependencies import (
     known_parameters,
 )
 from routers.forms import BLANK, UPLOADS, Files, chosen, named, parts
+from routers.idempotency import keyed
 from routers.paging import COUNTED, PAGED, PageQuery, Paging
 from routers.problems import refuses
 from services import feeds, history
@@ -76,6 +77,7 @@ class FeedUpdate(Shape):
 @router.post(
     "/create", summary="Post a feed", responses=UPLOADS, openapi_extra=parts("images", "image_ids")
 )
+@keyed
 async def create_feed(
     db: Db,
     images: Images,
@@ -131,6 +133,7 @@ async def list_feeds(
     # Every field may be left out, and so may all of them.
     openapi_extra=parts("new_images", "target_image_urls", "image_ids", required=False),
 )
+@keyed
 async def update_feed(
     db: Db,
     images: Images,
@@ -163,6 +166,7 @@ async def update_feed(
     summary="Delete a feed",
     responses=refuses(NotAuthenticated, Forbidden, FeedNotFound, PreconditionFailed),
 )
+@keyed
 async def delete_feed(
     db: Db,
     images: Images,
@@ -176,8 +180,7 @@ async def delete_feed(
     So may an administrator, and then it is gone for good.
     """
     restorable = settings.restorable
-    await feeds.delete(db, images, editor, feed_id, restorable=restorable, expected=expected)
-    return Message(message="Feed Deleted")
+    return await feeds.delete(db, images, editor, feed_id, restorable=restorable, expected=expected)
 
 
 @router.post(
@@ -185,6 +188,7 @@ async def delete_feed(
     summary="Restore a feed",
     responses=refuses(NotAuthenticated, Forbidden, FeedNotFound),
 )
+@keyed
 async def restore_feed(
     db: Db,
     images: Images,

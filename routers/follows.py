@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Depends
 
 from models.feed import FeedRead
-from models.follow import FollowAction, FollowRead, FollowToggled, Person
+from models.follow import FollowRead, FollowToggled, Person
 from routers.dependencies import (
     CurrentReader,
     CurrentUser,
@@ -13,6 +13,7 @@ from routers.dependencies import (
     known_body,
     known_parameters,
 )
+from routers.idempotency import keyed
 from routers.paging import PAGED, PageQuery, Paging
 from routers.problems import refuses
 from services import follows, home
@@ -35,19 +36,21 @@ _REFUSED = refuses(FollowingOneself, UserNotFound)
 
 
 @router.patch("/follow/{user_id}", summary="Follow, or unfollow", responses=_REFUSED)
+@keyed
 async def toggle_follow(db: Db, follower: CurrentUser, user_id: Id) -> FollowToggled:
     """Follow a user, or no more if I do; `PUT` and `DELETE` may be sent twice, this may not."""
-    followed = await follows.toggle(db, follower, user_id)
-    return FollowToggled(action=FollowAction.FOLLOWED if followed else FollowAction.UNFOLLOWED)
+    return await follows.toggle(db, follower, user_id)
 
 
 @router.put("/follow/{user_id}", summary="Follow", responses=_REFUSED)
+@keyed
 async def follow(db: Db, follower: CurrentUser, user_id: Id) -> FollowRead:
     """Follow a user; sent again, it changes nothing."""
     return await follows.put(db, follower, user_id)
 
 
 @router.delete("/follow/{user_id}", summary="Unfollow", responses=_REFUSED)
+@keyed
 async def unfollow(db: Db, follower: CurrentUser, user_id: Id) -> FollowRead:
     """Follow a user no more; sent again, it changes nothing."""
     return await follows.remove(db, follower, user_id)

@@ -29,6 +29,7 @@ from routers.dependencies import (
     known_parameters,
 )
 from routers.forms import UPLOADS, Files, named, parts
+from routers.idempotency import keyed
 from routers.paging import PAGED, PageQuery, Paging
 from routers.problems import refuses
 from services import images as service
@@ -172,6 +173,7 @@ class ImageUpload(Shape):
 @api.post(
     "/upload", summary="Upload images", responses=UPLOADS, openapi_extra=parts("images", "alt")
 )
+@keyed
 async def upload_images(
     db: Db,
     images: Images,
@@ -189,6 +191,7 @@ async def upload_images(
         MalformedBody, ImageTooLarge, QuotaExceeded, UnsupportedMediaType, StorageUnavailable
     ),
 )
+@keyed
 async def presign_image(
     db: Db, images: Images, owner: CurrentUser, upload: ImagePresign
 ) -> PresignedUpload:
@@ -201,6 +204,7 @@ async def presign_image(
     summary="Complete a direct upload",
     responses=UPLOADS | refuses(Forbidden, ImageNotFound, NothingUploaded),
 )
+@keyed
 async def complete_image(
     db: Db, images: Images, owner: CurrentUser, tag: Tag[ImageRead], image_id: Id
 ) -> ImageRead:
@@ -237,6 +241,7 @@ async def read_image(
         MalformedBody, Forbidden, ImageNotFound, PreconditionFailed, UnsupportedMediaType
     ),
 )
+@keyed
 async def describe_image(
     db: Db,
     images: Images,
@@ -256,9 +261,9 @@ async def describe_image(
     summary="Delete an image",
     responses=refuses(Forbidden, ImageNotFound, PreconditionFailed),
 )
+@keyed
 async def delete_image(
     db: Db, images: Images, owner: CurrentUser, expected: Expected, image_id: Id
 ) -> Message:
     """Delete one of my images, also from the feed that shows it."""
-    await service.delete(db, images, owner, image_id, expected=expected)
-    return Message(message="Image Deleted")
+    return await service.delete(db, images, owner, image_id, expected=expected)

@@ -14,6 +14,7 @@ from routers.dependencies import (
     known_body,
     known_parameters,
 )
+from routers.idempotency import keyed
 from routers.paging import PAGED, PageQuery, Paging
 from routers.problems import refuses
 from services import likes as service
@@ -25,6 +26,7 @@ from services.errors import (
     InvalidInput,
     NotAuthenticated,
 )
+from services.idempotency import Claim
 
 router = APIRouter(
     prefix="/api/like",
@@ -39,41 +41,56 @@ _OF_COMMENT = refuses(NotAuthenticated, CommentNotFound)
 @router.patch(
     "/",
     summary="Like, or no longer",
+    response_model=LikeToggled,
     responses=refuses(NotAuthenticated, FeedNotFound, CommentNotFound),
 )
+@keyed
 async def toggle_like(
-    likes: Likings, liker_id: CurrentUserId, query: Annotated[LikeQuery, Query()]
-) -> LikeToggled:
+    likes: Likings,
+    liker_id: CurrentUserId,
+    query: Annotated[LikeQuery, Query()],
+    claim: Claim | None = None,
+) -> Liked:
     """Give `feed_id` or `comment_id`. Sent twice, it undoes itself; the other routes do not."""
     if query.feed_id is not None:
-        toggled = await service.toggle(likes, liker_id, service.FEED, query.feed_id)
-    else:
-        toggled = await service.toggle(likes, liker_id, service.COMMENT, query.comment_id or 0)
-    return LikeToggled(liked=toggled.liked, like_count=toggled.like_count)
+        return await service.toggle(likes, liker_id, service.FEED, query.feed_id, claim)
+    return await service.toggle(likes, liker_id, service.COMMENT, query.comment_id or 0, claim)
 
 
 @router.put("/feed/{feed_id}", summary="Like a feed", responses=_OF_FEED)
-async def like_feed(likes: Likings, liker_id: CurrentUserId, feed_id: Id) -> Liked:
+@keyed
+async def like_feed(
+    likes: Likings, liker_id: CurrentUserId, feed_id: Id, claim: Claim | None = None
+) -> Liked:
     """It is liked then, whether or not it was."""
-    return await service.add(likes, liker_id, service.FEED, feed_id)
+    return await service.add(likes, liker_id, service.FEED, feed_id, claim)
 
 
 @router.delete("/feed/{feed_id}", summary="Like a feed no longer", responses=_OF_FEED)
-async def unlike_feed(likes: Likings, liker_id: CurrentUserId, feed_id: Id) -> Liked:
+@keyed
+async def unlike_feed(
+    likes: Likings, liker_id: CurrentUserId, feed_id: Id, claim: Claim | None = None
+) -> Liked:
     """It is not liked then, whether or not it was."""
-    return await service.remove(likes, liker_id, service.FEED, feed_id)
+    return await service.remove(likes, liker_id, service.FEED, feed_id, claim)
 
 
 @router.put("/comment/{comment_id}", summary="Like a comment", responses=_OF_COMMENT)
-async def like_comment(likes: Likings, liker_id: CurrentUserId, comment_id: Id) -> Liked:
+@keyed
+async def like_comment(
+    likes: Likings, liker_id: CurrentUserId, comment_id: Id, claim: Claim | None = None
+) -> Liked:
     """It is liked then, whether or not it was."""
-    return await service.add(likes, liker_id, service.COMMENT, comment_id)
+    return await service.add(likes, liker_id, service.COMMENT, comment_id, claim)
 
 
 @router.delete("/comment/{comment_id}", summary="Like a comment no longer", responses=_OF_COMMENT)
-async def unlike_comment(likes: Likings, liker_id: CurrentUserId, comment_id: Id) -> Liked:
+@keyed
+async def unlike_comment(
+    likes: Likings, liker_id: CurrentUserId, comment_id: Id, claim: Claim | None = None
+) -> Liked:
     """It is not liked then, whether or not it was."""
-    return await service.remove(likes, liker_id, service.COMMENT, comment_id)
+    return await service.remove(likes, liker_id, service.COMMENT, comment_id, claim)
 
 
 @router.get(

@@ -16,6 +16,7 @@ from routers.dependencies import (
     known_body,
     known_parameters,
 )
+from routers.idempotency import keyed
 from routers.paging import COUNTED, Paging
 from routers.problems import refuses
 from services import feeds, profiles
@@ -63,6 +64,7 @@ async def read_my_profile(
         MalformedBody, NicknameTaken, PreconditionFailed, UnsupportedMediaType, StorageUnavailable
     ),
 )
+@keyed
 async def update_my_profile(
     db: Db,
     images: Images,

@@ -18,6 +18,7 @@ from routers.dependencies import (
     known_body,
     known_parameters,
 )
+from routers.idempotency import keyed
 from routers.paging import PAGED, PageQuery, Paging
 from routers.problems import refuses
 from services import sessions
@@ -53,7 +54,8 @@ async def refresh(
 ) -> TokenRead:
     """Exchange a refresh token for a new access token and the next refresh token.
 
-    Each is good for one use; one that comes back later ends its session.
+    Each is good for one use; one that comes back later ends its session. An `Idempotency-Key` has
+    no effect here: tokens are not written down.
     """
     token = grant.refresh_token.get_secret_value()
     return await sessions.refresh(db, tokens, ended, client, token)
@@ -85,7 +87,7 @@ async def list_sessions(
     summary="End a session",
     responses=refuses(NotAuthenticated, Forbidden, SessionNotFound),
 )
+@keyed
 async def end_session(db: Db, ended: EndedSessions, user: CurrentUser, session_id: Id) -> Message:
     """Log out elsewhere, or here; its tokens are good for nothing from now on."""
-    await sessions.end(db, ended, user, session_id)
-    return Message(message="Session Ended")
+    return await sessions.end(db, ended, user, session_id)

@@ -3,10 +3,10 @@
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from models.base import NOW
+from models.base import NOW, Message
 from models.link import LinkKind
 from models.user import User
-from services import links, postman, sessions
+from services import idempotency, links, postman, sessions
 from services.errors import EmailNotVerified, InvalidInput
 from services.passwords import Passwords
 from services.revocations import Revocations
@@ -15,6 +15,12 @@ WRONG = (
     "This is not your password; if you forgot it, ask for a link to a new one with "
     "POST /api/auth/password/forgot."
 )
+
+_CHANGED = Message(message="Password Changed")
+_ASKED = Message(message="If there is an account of this address, a mail is on its way.")
+_SENT = Message(message="A mail is on its way.")
+_VERIFIED = Message(message="Your e-mail address is confirmed already.")
+_CONFIRMED = Message(message="E-Mail Address Confirmed")
 
 
 async def change_password(
@@ -26,7 +32,7 @@ async def change_password(
     old: str,
     new: str,
     session_id: int,
-) -> None:
+) -> Message:
     """Change the password, and end all sessions but this one.
 
     Raises InvalidInput for an old password that is not the user's, and a new one that is easily
@@ -45,18 +51,21 @@ async def change_password(
             raise InvalidInput(WRONG, pointer="/old_password")
         await links.void(db, user.id, LinkKind.RESET)
         ended = await sessions.end_all(db, user.id, but=session_id)
+        done = await idempotency.keep(db, _CHANGED)
     revocations.note(ended)
+    return done
 
 
-async def forget_password(db: AsyncSession, *, email: str) -> None:
+async def forget_password(db: AsyncSession, *, email: str) -> Message:
     """Have a mail sent with a link for a new password; the same work for an unknown address."""
     async with db.begin():
         await postman.ask(db, LinkKind.RESET, email)
+        return await idempotency.keep(db, _ASKED)
 
 
 async def reset_password(
     db: AsyncSession, passwords: Passwords, revocations: Revocations, *, token: str, password: str
-) -> None:
+) -> Message:
     """Set the password by a mail's link, and end all sessions. The address is verified by it.
 
     Raises LinkNotFound, and InvalidInput for a password that is easily guessed; the link is then
@@ -69,22 +78,24 @@ async def reset_password(
         user_id = await links.use(db, LinkKind.RESET, token)
         await _verified(db, user_id, password_hash=password_hash)
         ended = await sessions.end_all(db, user_id)
+        done = await idempotency.keep(db, _CHANGED)
     revocations.note(ended)
+    return done
 
 
-async def send_verification(db: AsyncSession, user: User) -> bool:
-    """Have another mail sent that verifies the address; False when it is verified already."""
-    if user.verified_dt is not None:
-        return False
+async def send_verification(db: AsyncSession, user: User) -> Message:
+    """Have another mail sent that verifies the address, unless it is verified already."""
     async with db.begin():
-        await postman.ask(db, LinkKind.VERIFY, user.email)
-    return True
+        if user.verified_dt is None:
+            await postman.ask(db, LinkKind.VERIFY, user.email)
+        return await idempotency.keep(db, _VERIFIED if user.verified_dt else _SENT)
 
 
-async def verify_email(db: AsyncSession, *, token: str) -> None:
+async def verify_email(db: AsyncSession, *, token: str) -> Message:
     """Verify an address by a mail's link; raises LinkNotFound."""
     async with db.begin():
         await _verified(db, await links.use(db, LinkKind.VERIFY, token))
+        return await idempotency.keep(db, _CONFIRMED)
 
 
 async def require_verified(db: AsyncSession, user_id: int) -> None:

@@ -9,7 +9,7 @@ from models.link import LinkKind
 from models.nickname import nickname_key
 from models.session import Session
 from models.user import TokenRead, User, email_key
-from services import postman, sessions
+from services import idempotency, postman, sessions
 from services.errors import EmailTaken, InvalidCredentials, NicknameTaken, NotAuthenticated
 from services.passwords import Passwords
 from services.revocations import ENDED
@@ -55,7 +55,7 @@ async def signup(
         if user := await db.scalar(added):
             if not verified:
                 await postman.ask(db, LinkKind.VERIFY, email)
-            return user
+            return await idempotency.keep(db, user)
         raise EmailTaken if await db.scalar(known) else NicknameTaken
 
 

@@ -25,12 +25,12 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
-from models.base import NOW, CursorQuery
+from models.base import NOW, CursorQuery, Message
 from models.comment import MAX_TREE, Comment, CommentQuery, CommentRead
 from models.feed import Feed, SortBy
 from models.like import CommentLike
 from models.user import User
-from services import threads, versions
+from services import idempotency, threads, versions
 from services.access import require_deletable, require_own
 from services.cursors import Cursor, Page, following, keyset
 from services.errors import CommentNotFound, FeedNotFound, InvalidInput
@@ -84,7 +84,7 @@ async def create(
         above = await threads.trace(db, feed_id, parent_id, max_depth=max_depth)
         comment_id = await threads.add(db, author, feed_id=feed_id, above=above, content=content)
         await threads.tell(db, above, 1)
-        return await _read(db, reader, comment_id)
+        return await idempotency.keep(db, await _read(db, reader, comment_id))
 
 
 async def page(
@@ -151,7 +151,7 @@ async def update(
         require_own(editor, there.author_id)
         await _require(db, reader, comment_id, expected)
         await _change(db, comment_id, _KEPT, content=content, update_dt=NOW)
-        return await _read(db, reader, comment_id)
+        return await idempotency.keep(db, await _read(db, reader, comment_id))
 
 
 async def delete(
@@ -161,7 +161,7 @@ async def delete(
     *,
     restorable: timedelta,
     expected: Expected = None,
-) -> None:
+) -> Message:
     """Delete a comment; its words stay while its author can restore it.
 
     What an administrator deletes of others is gone at once. Raises CommentNotFound, also when the
@@ -177,6 +177,7 @@ async def delete(
         gone = await _change(db, comment_id, _KEPT, deleted_dt=NOW, **words)
         if not gone.reply_count:
             await threads.tell(db, gone.path[:-1], -1)
+        return await idempotency.keep(db, Message(message="Comment Deleted"))
 
 
 async def restore(
@@ -195,7 +196,7 @@ async def restore(
         back = await _change(db, comment_id, deleted, deleted_dt=None)
         if not back.reply_count:
             await threads.tell(db, back.path[:-1], 1)
-        return await _read(db, reader, comment_id)
+        return await idempotency.keep(db, await _read(db, reader, comment_id))
 
 
 async def purge(db: AsyncSession, older_than: timedelta, *, batch: int = 1000) -> int:

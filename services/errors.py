@@ -281,6 +281,23 @@ class TooManyAttempts(Refusal):
     retry_after = 60
 
 
+class IdempotencyKeyReused(Refusal):
+    """The Idempotency-Key has come with another request before; a key is one request's."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    default = "This Idempotency-Key came with another request; send this one under a new key."
+
+
+class RequestOutstanding(Refusal):
+    """The request that came under this Idempotency-Key before is not answered yet."""
+
+    status = HTTPStatus.CONFLICT
+    default = (
+        "The same request is still under way; send it again, under the same key, for its answer."
+    )
+    retry_after = 2
+
+
 class InternalError(Refusal):
     """A fault of ours; the log has it under the request's id, which is `instance` here."""
 

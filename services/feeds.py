@@ -9,12 +9,12 @@ from sqlalchemy import BigInteger, ColumnElement, Row, Select, bindparam, exists
 from sqlalchemy import delete as delete_
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from models.base import NOW
+from models.base import NOW, Message
 from models.feed import Feed, FeedRead, ListQuery, SortBy
 from models.image import Image
 from models.like import FeedLike
 from models.user import User
-from services import history, ledger, versions
+from services import history, idempotency, ledger, versions
 from services.access import require_deletable, require_own
 from services.cursors import Cursor, Page, following, keyset
 from services.errors import FeedNotFound, InvalidInput
@@ -74,7 +74,7 @@ async def create(
         db.add(feed)
         await db.flush()
         await ledger.attach(db, [*earlier, *rows], feed_id=feed.id)
-        return await _shown(db, images, reader, feed.id)
+        return await idempotency.keep(db, await _shown(db, images, reader, feed.id))
 
 
 async def read(db: AsyncSession, images: ImageStore, reader: Reader, feed_id: int) -> FeedRead:
@@ -136,7 +136,7 @@ async def update(
         feed.content = feed.content if content is None else content
         feed.update_dt = NOW if changes else feed.update_dt
         await db.flush()
-        changed = await _shown(db, images, reader, feed_id)
+        changed = await idempotency.keep(db, await _shown(db, images, reader, feed_id))
     await ledger.discard(db, images, discarded)
     return changed
 
@@ -149,7 +149,7 @@ async def delete(
     *,
     restorable: timedelta,
     expected: Expected = None,
-) -> None:
+) -> Message:
     """Delete a feed and its images; for a while its author can bring them back.
 
     What an administrator deletes of others is gone at once. Raises FeedNotFound, Forbidden and
@@ -160,11 +160,12 @@ async def delete(
         require_deletable(editor, feed.author_id)
         await _require(db, images, editor, feed_id, expected)
         feed.deleted_dt = NOW
-        if restorable and feed.author_id == editor.id:
-            return
         await db.flush()
-        discarded = await _remove(db, [feed])
+        kept = restorable and feed.author_id == editor.id
+        discarded = [] if kept else await _remove(db, [feed])
+        deleted = await idempotency.keep(db, Message(message="Feed Deleted"))
     await ledger.discard(db, images, discarded)
+    return deleted
 
 
 async def restore(
@@ -187,7 +188,7 @@ async def restore(
         require_own(editor, feed.author_id)
         feed.deleted_dt = None
         await db.flush()
-        return await _shown(db, images, reader, feed_id)
+        return await idempotency.keep(db, await _shown(db, images, reader, feed_id))
 
 
 async def purge(db: AsyncSession, *, restorable: timedelta, batch: int = 100) -> int:

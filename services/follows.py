@@ -6,9 +6,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from models.base import CursorQuery
-from models.follow import Follow, FollowRead, Person
+from models.follow import Follow, FollowAction, FollowRead, FollowToggled, Person
 from models.user import User
-from services import images
+from services import idempotency, images
 from services.cursors import Cursor, Page, following, keyset
 from services.errors import FollowingOneself, UserNotFound
 from services.store import ImageStore
@@ -39,7 +39,8 @@ async def put(db: AsyncSession, follower: User, user_id: int) -> FollowRead:
     async with db.begin():
         await _lock(db, follower, user_id)
         await _add(db, follower, user_id)
-        return FollowRead(followed=True, follower_count=await _count(db, user_id))
+        read = FollowRead(followed=True, follower_count=await _count(db, user_id))
+        return await idempotency.keep(db, read)
 
 
 async def remove(db: AsyncSession, follower: User, user_id: int) -> FollowRead:
@@ -47,17 +48,19 @@ async def remove(db: AsyncSession, follower: User, user_id: int) -> FollowRead:
     async with db.begin():
         await _lock(db, follower, user_id)
         await _remove(db, follower, user_id)
-        return FollowRead(followed=False, follower_count=await _count(db, user_id))
+        read = FollowRead(followed=False, follower_count=await _count(db, user_id))
+        return await idempotency.keep(db, read)
 
 
-async def toggle(db: AsyncSession, follower: User, user_id: int) -> bool:
+async def toggle(db: AsyncSession, follower: User, user_id: int) -> FollowToggled:
     """Follow a user, or no more; gives which. Raises FollowingOneself and UserNotFound."""
     async with db.begin():
         await _lock(db, follower, user_id)
-        if await _remove(db, follower, user_id):
-            return False
-        await _add(db, follower, user_id)
-        return True
+        action = FollowAction.UNFOLLOWED
+        if not await _remove(db, follower, user_id):
+            await _add(db, follower, user_id)
+            action = FollowAction.FOLLOWED
+        return await idempotency.keep(db, FollowToggled(action=action))
 
 
 async def followers(

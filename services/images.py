@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, String, any_, bindparam, exists, literal, or_
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from models.base import NOW, CursorQuery
+from models.base import NOW, CursorQuery, Message
 from models.feed import Feed
 from models.image import (
     Image,
@@ -18,7 +18,7 @@ from models.image import (
     VariantRead,
 )
 from models.user import User
-from services import history, ledger, quotas, versions
+from services import history, idempotency, ledger, quotas, versions
 from services.access import require_deletable, require_own
 from services.cursors import Cursor, Page, following, keyset
 from services.errors import (
@@ -48,7 +48,8 @@ async def upload(
         )
     async with ledger.stored(db, store, owner, uploads, waiting=True) as rows, db.begin():
         await ledger.keep(db, rows)
-        return read(store, await _with_variants(db, [row.id for row in rows]))
+        shown = read(store, await _with_variants(db, [row.id for row in rows]))
+        return await idempotency.keep(db, shown)
 
 
 async def presign(
@@ -63,13 +64,17 @@ async def presign(
             f"The file has {upload.bytes:,} bytes; the limit is {store.max_bytes:,} bytes.",
             pointer="/bytes",
         )
+    key = ledger.new_key()
+    # Made before the row, which outlives it; and not within the transaction.
+    url, fields = await store.form(key, content_type=upload.type, size=upload.bytes)
     async with db.begin():
         await quotas.require(db, store, owner, size=upload.bytes, pending=1)
         row = await ledger.announce(
-            db, owner, content_type=upload.type, size=upload.bytes, alt=upload.alt
+            db, owner, key, content_type=upload.type, size=upload.bytes, alt=upload.alt
         )
-    url, fields = await store.form(row.key, content_type=row.content_type, size=row.bytes)
-    return PresignedUpload(id=row.id, url=url, fields=fields, expires_dt=row.reap_dt - LINGER)
+        expires_dt = row.reap_dt - LINGER
+        form = PresignedUpload(id=row.id, url=url, fields=fields, expires_dt=expires_dt)
+        return await idempotency.keep(db, form)
 
 
 async def complete(db: AsyncSession, store: ImageStore, owner: User, image_id: int) -> ImageRead:
@@ -82,7 +87,8 @@ async def complete(db: AsyncSession, store: ImageStore, owner: User, image_id: i
         row = await _there(db, image_id, incoming=True)
         require_own(owner, row.owner_id)
         if row.state is not ImageState.INCOMING:
-            return read(store, await _with_variants(db, [image_id]))[0]
+            shown = read(store, await _with_variants(db, [image_id]))[0]
+            return await idempotency.keep(db, shown)
     try:
         async with store.fetched(row.key) as file:
             upload = Upload(file, "The file", row.alt)
@@ -94,12 +100,13 @@ async def complete(db: AsyncSession, store: ImageStore, owner: User, image_id: i
                 if row.state is not ImageState.INCOMING:
                     raise NothingUploaded(_TWICE)
                 raw = await ledger.adopt(db, store, row, made)
-                completed = read(store, await _with_variants(db, [image_id]))[0]
+                shown = read(store, await _with_variants(db, [image_id]))[0]
+                await idempotency.keep(db, shown)
     except (UnsupportedImage, ImageTooLarge, DamagedImage):
         await _withdraw(db, store, image_id)
         raise
     await ledger.discard(db, store, [raw])
-    return completed
+    return shown
 
 
 async def read_own(db: AsyncSession, store: ImageStore, owner: User, image_id: int) -> ImageRead:
@@ -125,7 +132,8 @@ async def describe(
         versions.require(expected, _original(store, row))
         row.alt = alt
         await db.flush()
-        return read(store, await _with_variants(db, [row.id]))[0]
+        shown = read(store, await _with_variants(db, [row.id]))[0]
+        return await idempotency.keep(db, shown)
 
 
 async def mine(
@@ -166,7 +174,7 @@ async def require_shown(db: AsyncSession, store: ImageStore, name: str) -> None:
 
 async def delete(
     db: AsyncSession, store: ImageStore, owner: User, image_id: int, *, expected: Expected = None
-) -> None:
+) -> Message:
     """Delete an image, also from where it is shown.
 
     Raises ImageNotFound, Forbidden and PreconditionFailed.
@@ -184,7 +192,9 @@ async def delete(
         row = await _there(db, image_id, incoming=True, lock=True)
         versions.require(expected, _original(store, row))
         keys = await ledger.condemn(db, [row])
+        deleted = await idempotency.keep(db, Message(message="Image Deleted"))
     await ledger.discard(db, store, keys)
+    return deleted
 
 
 async def of_feeds(

@@ -98,8 +98,13 @@ async def stored(
         raise
 
 
+def new_key() -> str:
+    """The key of an object that a client is to upload."""
+    return f"{INCOMING}{secrets.token_urlsafe(16)}"
+
+
 async def announce(
-    db: AsyncSession, owner: User, *, content_type: str, size: int, alt: str
+    db: AsyncSession, owner: User, key: str, *, content_type: str, size: int, alt: str
 ) -> Image:
     """Write the row of an object that a client is about to upload, in the caller's transaction.
 
@@ -107,7 +112,7 @@ async def announce(
     a while: so long the row stays, whatever becomes of it.
     """
     written = insert(Image).values(
-        key=f"{INCOMING}{secrets.token_urlsafe(16)}",
+        key=key,
         state=ImageState.INCOMING,
         owner_id=owner.id,
         content_type=content_type,

@@ -6,7 +6,7 @@ changes it until the end. Whoever deletes a feed locks it first as well, so neit
 other in a circle.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,10 +34,18 @@ from models.comment import Comment
 from models.feed import Feed
 from models.like import CommentLike, FeedLike, Liked, LikeRead
 from models.user import User
+from services import idempotency
 from services.auth import ACCOUNT_GONE
 from services.batches import Batches
 from services.cursors import Cursor, Page, following, keyset
-from services.errors import CommentNotFound, FeedNotFound, NotAuthenticated, Refusal
+from services.errors import (
+    CommentNotFound,
+    FeedNotFound,
+    NotAuthenticated,
+    Refusal,
+    RequestOutstanding,
+)
+from services.idempotency import Claim
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +64,7 @@ class Wish:
 
     user_id: int
     liked: bool | None
+    claim: Claim | None = None
 
 
 Likes = Batches[tuple[Likable, int], Wish, Liked]
@@ -66,19 +75,25 @@ def open_likes(sessions: Sessions) -> Likes:
     return Batches(partial(_carry_out, sessions))
 
 
-async def add(likes: Likes, liker_id: int, likable: Likable, id_: int) -> Liked:
+async def add(
+    likes: Likes, liker_id: int, likable: Likable, id_: int, claim: Claim | None = None
+) -> Liked:
     """Like it, if it is not liked already; raises what is `missing`, and NotAuthenticated."""
-    return await likes.ask((likable, id_), Wish(liker_id, True))
+    return await likes.ask((likable, id_), Wish(liker_id, True, claim))
 
 
-async def remove(likes: Likes, liker_id: int, likable: Likable, id_: int) -> Liked:
+async def remove(
+    likes: Likes, liker_id: int, likable: Likable, id_: int, claim: Claim | None = None
+) -> Liked:
     """Like it no longer; raises as `add` does."""
-    return await likes.ask((likable, id_), Wish(liker_id, False))
+    return await likes.ask((likable, id_), Wish(liker_id, False, claim))
 
 
-async def toggle(likes: Likes, liker_id: int, likable: Likable, id_: int) -> Liked:
+async def toggle(
+    likes: Likes, liker_id: int, likable: Likable, id_: int, claim: Claim | None = None
+) -> Liked:
     """Like it, or no longer if it is liked; raises as `add` does."""
-    return await likes.ask((likable, id_), Wish(liker_id, None))
+    return await likes.ask((likable, id_), Wish(liker_id, None, claim))
 
 
 async def of_feed(db: AsyncSession, feed_id: int, query: CursorQuery) -> Page[LikeRead]:
@@ -99,22 +114,32 @@ async def _carry_out(
     """Grant wishes for one thing in one transaction."""
     likable, id_ = thing
     asking = list({wish.user_id for wish in wishes})
+    claims = [wish.claim for wish in wishes if wish.claim]
     async with sessions() as db, db.begin():
+        lapsed = await idempotency.lapsed(db, claims)
         count = await db.scalar(likable.lock, {"thing_id": id_})
         rows = await db.execute(likable.likers, {"thing_id": id_, "user_ids": asking})
         before: dict[int, bool] = dict(rows.all())
         after = before.copy()
-        answers = _grant(likable, count, after, wishes)
+        answers = _grant(likable, count, after, wishes, lapsed)
         added = [user_id for user_id, liked in after.items() if liked and not before[user_id]]
         removed = [user_id for user_id, liked in after.items() if before[user_id] and not liked]
         if added or removed:
             users = {"added": added, "removed": removed, "more": len(added) - len(removed)}
             await db.execute(likable.change, {"thing_id": id_} | users)
+        asked = zip(wishes, answers, strict=True)
+        await idempotency.keep_each(
+            db, [(wish.claim, it) for wish, it in asked if wish.claim and isinstance(it, Liked)]
+        )
     return answers
 
 
 def _grant(
-    likable: Likable, count: int | None, liking: dict[int, bool], wishes: Sequence[Wish]
+    likable: Likable,
+    count: int | None,
+    liking: dict[int, bool],
+    wishes: Sequence[Wish],
+    lapsed: Set[Claim],
 ) -> list[Liked | Exception]:
     """Note wishes, in their order, in `liking`; answer each as if it had come alone."""
     answers: list[Liked | Exception] = []
@@ -123,6 +148,8 @@ def _grant(
             answers.append(NotAuthenticated(ACCOUNT_GONE))
         elif count is None:
             answers.append(likable.missing())
+        elif wish.claim in lapsed:
+            answers.append(RequestOutstanding())
         else:
             liked = not liking[wish.user_id] if wish.liked is None else wish.liked
             count += liked - liking[wish.user_id]

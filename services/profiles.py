@@ -12,7 +12,7 @@ from models.follow import Follow
 from models.image import Image
 from models.nickname import nickname_key
 from models.user import AuthorQuery, Profile, ProfileUpdate, User, email_key
-from services import images, ledger, versions
+from services import idempotency, images, ledger, versions
 from services.errors import InvalidInput, NicknameTaken, UserNotFound
 from services.readers import Reader
 from services.store import ImageStore
@@ -75,7 +75,7 @@ async def update_own(
         if "avatar_id" in given:
             discarded = await _change_avatar(db, user, given.pop("avatar_id"))
         await _change(db, user, given)
-        changed = await _shown(db, store, reader, user.id)
+        changed = await idempotency.keep(db, await _shown(db, store, reader, user.id))
     await ledger.discard(db, store, discarded)
     return changed
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from config.db import DatabaseError, Sessions
 from models.base import NOW
 from models.image import Image, ImageState
-from services import comments, feeds
+from services import comments, feeds, idempotency
 from services import sessions as signed_in
 from services.ledger import SETTLED, discard
 from services.store import ImageStore
@@ -81,13 +81,14 @@ async def reap_forever(sessions: Sessions, store: ImageStore, *, restorable: tim
 
 
 async def _purge(sessions: Sessions, restorable: timedelta) -> None:
-    """Remove what cannot be restored any more, and sessions that are long over."""
+    """Remove what cannot be restored any more, and what is not asked for any more."""
     try:
         async with sessions() as db:
             while await feeds.purge(db, restorable=restorable):
                 pass
             await comments.purge(db, restorable)
             await signed_in.purge(db)
+            await idempotency.purge(db)
     except DatabaseError as error:
         log.warning("what was deleted could not be removed", error=str(error))
     except Exception:

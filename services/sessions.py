@@ -13,11 +13,13 @@ from hashlib import sha256
 from sqlalchemy import ColumnElement, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from models.base import NOW, CursorQuery
+from models.base import NOW, CursorQuery, Message
 from models.session import RefreshToken, Session, SessionRead
 from models.user import TokenRead, User
+from services import idempotency
+from services.access import require_own
 from services.cursors import Cursor, Page, following, keyset
-from services.errors import Forbidden, InvalidRefreshToken, RefreshTokenReused, SessionNotFound
+from services.errors import InvalidRefreshToken, RefreshTokenReused, SessionNotFound
 from services.revocations import Revocations, notify
 from services.tokens import Tokens
 
@@ -93,17 +95,18 @@ async def page(
     return Page(shown, following(rows, query.limit))
 
 
-async def end(db: AsyncSession, revocations: Revocations, user: User, session_id: int) -> None:
+async def end(db: AsyncSession, revocations: Revocations, user: User, session_id: int) -> Message:
     """End one of the user's sessions; raises SessionNotFound and Forbidden."""
     there = select(Session.user_id).where(Session.id == session_id, *_going_on())
     async with db.begin():
         owner_id = await db.scalar(there.with_for_update())
         if owner_id is None:
             raise SessionNotFound
-        if owner_id != user.id:
-            raise Forbidden
+        require_own(user, owner_id)
         ended = await _end(db, user.id, Session.id == session_id)
+        done = await idempotency.keep(db, Message(message="Session Ended"))
     revocations.note(ended)
+    return done
 
 
 async def log_out(
