@@ -39,6 +39,7 @@ from routers import (
     health,
     idempotency,
     images,
+    leaving,
     likes,
     profiles,
     sessions,
@@ -47,6 +48,7 @@ from routers import problems as problem_pages
 from routers.dependencies import verified
 from services.attempts import LoginAttempts
 from services.counters import Counters, open_counters
+from services.export import Exports
 from services.likes import Likes, open_likes
 from services.mail import open_post
 from services.passwords import Passwords
@@ -73,6 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.settings = settings
+    app.state.exports = Exports()
     problems.install(app)
     _add_middleware(app, settings)
     # Of the routers that write; keeping one's account is left to those who are not verified, too.
@@ -86,6 +89,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(comments.router, max_body_size=128 * KIB, dependencies=writing)
     app.include_router(follows.router, max_body_size=64 * KIB, dependencies=writing)
     app.include_router(profiles.router, max_body_size=64 * KIB, dependencies=writing)
+    app.include_router(leaving.router, max_body_size=64 * KIB)
     for router in (feeds.router, images.api):
         app.include_router(
             router,

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
-from sqlalchemy import ARRAY, BigInteger, ForeignKey, Index, text
+from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import MAX_ID, Base, CursorQuery, Identified, Shape, Timed, Versioned, storable
@@ -18,6 +18,9 @@ MAX_TREE = 500
 class Comment(Identified, Timed, Base):
     __tablename__ = "comments"
     __table_args__ = (
+        CheckConstraint(
+            "author_id IS NOT NULL OR deleted_dt IS NOT NULL", name="kept_has_an_author"
+        ),
         Index(None, "feed_id", "create_dt", "id"),
         Index(None, "author_id", "create_dt", "id"),
         # Roots alone, of which a feed may have few among many replies.
@@ -36,7 +39,8 @@ class Comment(Identified, Timed, Base):
     )
 
     feed_id: Mapped[int] = mapped_column(ForeignKey("feeds.id", ondelete="CASCADE"))
-    author_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    # Null in a deleted one whose author has left.
+    author_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
     parent_id: Mapped[int | None] = mapped_column(
         ForeignKey("comments.id", ondelete="CASCADE"), index=True
     )

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.config import JsonDict
-from sqlalchemy import false
+from sqlalchemy import Index, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import MAX_ID, Base, Identified, Shape, Storable, Timed, Versioned, storable
@@ -37,6 +37,9 @@ def email_key(email: str) -> str:
 
 class User(Identified, Timed, Base):
     __tablename__ = "users"
+    __table_args__ = (
+        Index("ix_users_leaving_dt", "leaving_dt", postgresql_where=text("leaving_dt IS NOT NULL")),
+    )
 
     email: Mapped[str]
     email_key: Mapped[str] = mapped_column(unique=True)
@@ -51,6 +54,8 @@ class User(Identified, Timed, Base):
     # Kept in the transaction of each follow.
     follower_count: Mapped[int] = mapped_column(server_default="0", default=0)
     following_count: Mapped[int] = mapped_column(server_default="0", default=0)
+    # Since when the account is gone; its row, with nothing in it, goes after all that was its own.
+    leaving_dt: Mapped[datetime | None]
 
 
 def _encodable(password: SecretStr) -> SecretStr:

@@ -123,6 +123,16 @@ async def load_image(
     return _ImageResponse(image, headers)
 
 
+def patiently(send: Send) -> Send:
+    """Send to a client that has `SEND_PATIENCE` for each message; then TimeoutError ends it."""
+
+    async def patient(message: Message_) -> None:
+        async with asyncio.timeout(SEND_PATIENCE):
+            await send(message)
+
+    return patient
+
+
 class _ImageResponse(StreamingResponse):
     """Streams an image, and lets go of it on every path: sent, cut off, or read too slowly."""
 
@@ -131,12 +141,8 @@ class _ImageResponse(StreamingResponse):
         self.image = image
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def patient(message: Message_) -> None:
-            async with asyncio.timeout(SEND_PATIENCE):
-                await send(message)
-
         try:
-            await super().__call__(scope, receive, patient)
+            await super().__call__(scope, receive, patiently(send))
         finally:
             self.image.close()
 

@@ -16,8 +16,6 @@ from services.revocations import ENDED
 from services.sessions import Client
 from services.tokens import Tokens
 
-ACCOUNT_GONE = "The account of this access token no longer exists."
-
 
 async def signup(
     db: AsyncSession,

@@ -31,7 +31,7 @@ from models.feed import Feed, SortBy
 from models.like import CommentLike
 from models.user import User
 from services import idempotency, threads, versions
-from services.access import require_deletable, require_own
+from services.access import require_deletable, require_here, require_own
 from services.cursors import Cursor, Page, following, keyset
 from services.errors import CommentNotFound, FeedNotFound, InvalidInput
 from services.readers import Reader
@@ -58,7 +58,7 @@ _COMMENTS = select(
     Comment.deleted_dt.is_not(None).label("deleted"),
     Comment.create_dt,
     Comment.update_dt,
-).join(User, User.id == Comment.author_id)
+).outerjoin(User, User.id == Comment.author_id)
 # What a stone does not tell.
 _UNTOLD = dict.fromkeys(("content", "author_id", "author_email", "author_nickname"))
 _SORTS = frozenset({SortBy.CREATE_DT_DESC, SortBy.CREATE_DT_ASC})
@@ -76,11 +76,12 @@ async def create(
 ) -> CommentRead:
     """Comment on a feed, or reply to a comment on it.
 
-    Raises FeedNotFound, CommentNotFound for a parent that is not there, and InvalidInput for one
-    that is elsewhere or too deep.
+    Raises FeedNotFound, CommentNotFound for a parent that is not there, InvalidInput for one that
+    is elsewhere or too deep, and NotAuthenticated for an author who has left meanwhile.
     """
     async with db.begin():
         await threads.count(db, feed_id, 1)
+        await require_here(db, author)
         above = await threads.trace(db, feed_id, parent_id, max_depth=max_depth)
         comment_id = await threads.add(db, author, feed_id=feed_id, above=above, content=content)
         await threads.tell(db, above, 1)
@@ -303,7 +304,9 @@ def _comment(reader: Reader, row: Row[*tuple[Any, ...]]) -> CommentRead:
     return CommentRead(**shown | (_UNTOLD if row.deleted else {}))
 
 
-async def _there(db: AsyncSession, comment_id: int, state: ColumnElement[bool]) -> Row[int, int]:
+async def _there(
+    db: AsyncSession, comment_id: int, state: ColumnElement[bool]
+) -> Row[int | None, int]:
     """The author and the feed of a comment, if it is in this state; nothing is locked."""
     found = (
         select(Comment.author_id, Comment.feed_id)

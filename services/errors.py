@@ -167,6 +167,13 @@ class SessionNotFound(Refusal):
     default = "Session Not Found"
 
 
+class ExportRunning(Refusal):
+    """An export of the caller's is under way; there is one at a time."""
+
+    status = HTTPStatus.CONFLICT
+    default = "An export of yours is under way; wait for its end, or break it off, then ask again."
+
+
 class FollowingOneself(Refusal):
     """Somebody wants to follow themselves, or not to any more."""
 

@@ -15,7 +15,7 @@ from models.image import Image
 from models.like import FeedLike
 from models.user import User
 from services import history, idempotency, ledger, versions
-from services.access import require_deletable, require_own
+from services.access import require_deletable, require_here, require_own
 from services.cursors import Cursor, Page, following, keyset
 from services.errors import FeedNotFound, InvalidInput
 from services.images import of_feeds
@@ -61,14 +61,15 @@ async def create(
 ) -> FeedRead:
     """Post a feed with its images, all or nothing: those uploaded before, then those given now.
 
-    Raises InvalidInput for images that are not the author's and pending, or too many, and what
-    `ledger.stored` does.
+    Raises InvalidInput for images that are not the author's and pending, or too many,
+    NotAuthenticated for an author who has left meanwhile, and what `ledger.stored` does.
     """
     _check_count(images, len(image_ids) + len(uploads), pointer="/images")
     async with db.begin():
         # Asked before the work of storing images, and once more, under a lock, after it.
         await _ordered(db, author, [], image_ids)
     async with ledger.stored(db, images, author, uploads) as rows, db.begin():
+        await require_here(db, author)
         earlier = await _ordered(db, author, [], image_ids)
         feed = Feed(title=title, content=content, author_id=author.id)
         db.add(feed)
@@ -162,7 +163,7 @@ async def delete(
         feed.deleted_dt = NOW
         await db.flush()
         kept = restorable and feed.author_id == editor.id
-        discarded = [] if kept else await _remove(db, [feed])
+        discarded = [] if kept else await remove(db, [feed.id])
         deleted = await idempotency.keep(db, Message(message="Feed Deleted"))
     await ledger.discard(db, images, discarded)
     return deleted
@@ -202,8 +203,16 @@ async def purge(db: AsyncSession, *, restorable: timedelta, batch: int = 100) ->
     )
     async with db.begin():
         feeds = (await db.scalars(over)).all()
-        await _remove(db, feeds)
+        await remove(db, [feed.id for feed in feeds])
     return len(feeds)
+
+
+async def remove(db: AsyncSession, feed_ids: Sequence[int]) -> Sequence[str]:
+    """Delete feeds for good, inside the transaction that locked them; gives the keys to discard."""
+    shown = select(Image).where(Image.feed_id.in_(feed_ids), Image.original_id.is_(None))
+    discarded = await ledger.condemn(db, (await db.scalars(shown)).all())
+    await db.execute(delete_(Feed).where(Feed.id.in_(feed_ids)))
+    return discarded
 
 
 def _page_statement(query: ListQuery) -> tuple[Select[*tuple[Any, ...]], SortBy]:
@@ -246,15 +255,6 @@ async def _feeds(
         )
         for row in rows
     ]
-
-
-async def _remove(db: AsyncSession, feeds: Sequence[Feed]) -> Sequence[str]:
-    """Delete feeds for good, inside the caller's transaction; gives the keys to discard."""
-    ids = [feed.id for feed in feeds]
-    shown = select(Image).where(Image.feed_id.in_(ids), Image.original_id.is_(None))
-    discarded = await ledger.condemn(db, (await db.scalars(shown)).all())
-    await db.execute(delete_(Feed).where(Feed.id.in_(ids)))
-    return discarded
 
 
 async def _locked(db: AsyncSession, feed_id: int) -> Feed:

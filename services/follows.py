@@ -9,15 +9,16 @@ from models.base import CursorQuery
 from models.follow import Follow, FollowAction, FollowRead, FollowToggled, Person
 from models.user import User
 from services import idempotency, images
+from services.access import ACCOUNT_GONE
 from services.cursors import Cursor, Page, following, keyset
-from services.errors import FollowingOneself, UserNotFound
+from services.errors import FollowingOneself, NotAuthenticated, UserNotFound
 from services.store import ImageStore
 
 # Of both users, in one order for all, so that two who follow each other at once do not wait for
 # each other; with it, nobody else changes a count or the row between the two.
 _BOTH = (
     select(User.id)
-    .where(User.id == any_(bindparam("both", type_=ARRAY(BigInteger))))
+    .where(User.id == any_(bindparam("both", type_=ARRAY(BigInteger))), User.leaving_dt.is_(None))
     .order_by(User.id)
     .with_for_update(key_share=True)
 )
@@ -80,8 +81,10 @@ async def followings(
 async def _lock(db: AsyncSession, follower: User, user_id: int) -> None:
     if user_id == follower.id:
         raise FollowingOneself
-    found = await db.scalars(_BOTH, {"both": [follower.id, user_id]})
-    if user_id not in found.all():
+    found = (await db.scalars(_BOTH, {"both": [follower.id, user_id]})).all()
+    if follower.id not in found:
+        raise NotAuthenticated(ACCOUNT_GONE)
+    if user_id not in found:
         raise UserNotFound
 
 
@@ -127,7 +130,8 @@ async def _people(
     )
     statement = keyset(found, Follow.create_dt, shown, cursor, descending=True)
     async with db.begin():
-        if await db.scalar(select(User.id).where(User.id == user_id)) is None:
+        there = select(User.id).where(User.id == user_id, User.leaving_dt.is_(None))
+        if await db.scalar(there) is None:
             raise UserNotFound
         rows = (await db.execute(statement.limit(query.limit + 1))).all()
         avatars = await images.avatars(db, store, [row.id for row in rows[: query.limit]])

@@ -222,6 +222,28 @@ async def condemn(db: AsyncSession, rows: Sequence[Image]) -> Sequence[str]:
     return (await db.scalars(condemned)).all()
 
 
+async def expel(db: AsyncSession, image_ids: Sequence[int]) -> Sequence[str]:
+    """Condemn images of one who leaves, whatever their state; gives the keys to discard.
+
+    An object that may be on its way still is left to the reaper: `stored` condemns likewise.
+    """
+    on_its_way = (Image.state == ImageState.PENDING) & ~Image.stored
+    due = case(
+        (on_its_way, NOW + SETTLED), (Image.state == ImageState.INCOMING, Image.reap_dt), else_=NOW
+    )
+    expelled = (
+        update(Image)
+        .where(Image.id.in_(image_ids), Image.state != ImageState.CONDEMNED)
+        .values(
+            state=ImageState.CONDEMNED, feed_id=None, avatar_of=None, alt="", stored=~on_its_way
+        )
+        .values(reap_dt=due)
+        .returning(Image.key, Image.stored)
+        .execution_options(synchronize_session=False)
+    )
+    return [row.key for row in await db.execute(expelled) if row.stored]
+
+
 def _of(ids: Sequence[int]) -> ColumnElement[bool]:
     """Originals, and their variants with them."""
     return or_(Image.id.in_(ids), Image.original_id.in_(ids))

@@ -35,7 +35,7 @@ from models.feed import Feed
 from models.like import CommentLike, FeedLike, Liked, LikeRead
 from models.user import User
 from services import idempotency
-from services.auth import ACCOUNT_GONE
+from services.access import ACCOUNT_GONE
 from services.batches import Batches
 from services.cursors import Cursor, Page, following, keyset
 from services.errors import (
@@ -184,7 +184,7 @@ def _likable(
         .with_for_update(key_share=True, of=table),
         # Locked as a foreign key locks: no account goes while its like is being written.
         likers=select(User.id, liking)
-        .where(User.id == any_(_users("user_ids")))
+        .where(User.id == any_(_users("user_ids")), User.leaving_dt.is_(None))
         .with_for_update(read=True, key_share=True, of=User),
         change=counted.values(like_count=table.like_count + bindparam("more"))
         .add_cte(added.cte("added"), removed.cte("removed"))

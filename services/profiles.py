@@ -13,7 +13,8 @@ from models.image import Image
 from models.nickname import nickname_key
 from models.user import AuthorQuery, Profile, ProfileUpdate, User, email_key
 from services import idempotency, images, ledger, versions
-from services.errors import InvalidInput, NicknameTaken, UserNotFound
+from services.access import ACCOUNT_GONE
+from services.errors import InvalidInput, NicknameTaken, NotAuthenticated, UserNotFound
 from services.readers import Reader
 from services.store import ImageStore
 from services.versions import Expected
@@ -36,7 +37,7 @@ _SHOWN = select(
         Follow.followed_id == User.id,
     )
     .label("followed"),
-).where(User.id == bindparam("user_id"))
+).where(User.id == bindparam("user_id"), User.leaving_dt.is_(None))
 
 
 async def read(db: AsyncSession, store: ImageStore, reader: Reader, user_id: int) -> Profile:
@@ -63,9 +64,10 @@ async def update_own(
     async with db.begin():
         # The user's lock before any image's, as `quotas.require` takes them; at once as strong as
         # a change of a unique column will need it.
-        own = select(User.nickname).where(User.id == user.id)
-        locked = own.with_for_update(key_share="nickname" not in given)
-        nickname = (await db.scalars(locked)).one()
+        own = select(User.nickname).where(User.id == user.id, User.leaving_dt.is_(None))
+        nickname = await db.scalar(own.with_for_update(key_share="nickname" not in given))
+        if nickname is None:
+            raise NotAuthenticated(ACCOUNT_GONE)
         if expected is not None:
             versions.require(expected, await _shown(db, store, reader, user.id))
         # Who shares a nickname since before they were unique, keeps it until they change it.
@@ -82,7 +84,7 @@ async def update_own(
 
 async def find(db: AsyncSession, reader: Reader, query: AuthorQuery) -> int:
     """The id of the user whom a query names; raises UserNotFound, also for an address not shown."""
-    found = select(User.id, User.email)
+    found = select(User.id, User.email).where(User.leaving_dt.is_(None))
     if query.user_id is not None:
         found = found.where(User.id == query.user_id)
     elif query.nickname is not None:

@@ -6,7 +6,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from models.base import NOW
 from models.image import Image, ImageState
 from models.user import User
-from services.errors import QuotaExceeded
+from services.access import ACCOUNT_GONE
+from services.errors import NotAuthenticated, QuotaExceeded
 from services.store import LINGER, ImageStore
 
 # What is condemned counts no more, but for a form that its client may still send (`store.LINGER`).
@@ -32,10 +33,12 @@ async def require(
 
     `freed` bytes of what the owner keeps are about to go. Runs inside the caller's transaction;
     of requests that ask at the same time each waits for the one before to end its own, so that no
-    room is given away twice. Raises QuotaExceeded, saying what is left.
+    room is given away twice. Raises QuotaExceeded, saying what is left, and NotAuthenticated.
     """
     # A lock that is not in the way of rows which merely point to the user.
-    await db.execute(select(User.id).where(User.id == owner.id).with_for_update(key_share=True))
+    here = select(User.id).where(User.id == owner.id, User.leaving_dt.is_(None))
+    if await db.scalar(here.with_for_update(key_share=True)) is None:
+        raise NotAuthenticated(ACCOUNT_GONE)
     kept, waiting = (await db.execute(_KEPT, {"owner_id": owner.id})).one()
     left = max(store.max_user_bytes - kept + freed, 0)
     if size > left:

@@ -67,6 +67,8 @@ TABLE = {
     "GET /api/mypage/feeds": SIGNED_IN,
     "GET /api/mypage/comments": SIGNED_IN,
     "GET /api/mypage/deleted": SIGNED_IN,
+    "GET /api/mypage/export": SIGNED_IN,
+    "DELETE /api/mypage": SIGNED_IN,
     "POST /api/image/upload": SIGNED_IN,
     "POST /api/image/presign": SIGNED_IN,
     # Theirs, but nothing was uploaded yet.
@@ -104,6 +106,7 @@ SENT: dict[str, Json] = {
     "PATCH /api/comment/update/{comment_id}": {"json": {"content": "Other words"}},
     "PATCH /api/like/": {"params": {"feed_id": "{feed_id}"}},
     "PATCH /api/mypage/profile": {"json": {"bio": "Words"}},
+    "DELETE /api/mypage": {"json": {"password": PASSWORD}},
     "POST /api/image/upload": {"files": "{picture}"},
     "POST /api/image/presign": {"json": {"type": "image/png", "bytes": 1000}},
     "PATCH /api/image/{image_id}": {"json": {"alt": "Words"}},
@@ -181,6 +184,9 @@ async def ask(client: httpx.AsyncClient, people: dict[str, Json], route: str, na
     sent = filled(SENT.get(route, {}), ids)
     if route == "POST /api/auth/signup":
         sent["json"] |= {"email": f"by-{name}@example.com", "nickname": f"By {name}"}
+    if route == "DELETE /api/mypage" and name in people:
+        # The others are needed; whoever it is may go.
+        people = people | {name: await user_maker(client)()}
     headers = bearer(people[name]) if name in people else {}
     if "logout" in route and name in people:
         headers = bearer(await log_in(client, name))

@@ -34,6 +34,7 @@ UNKEPT = {
     "login": "its answer is a secret, and secrets are not written down",
     "token": "its answer is a secret, and secrets are not written down",
     "refresh": "its answer is a secret, and secrets are not written down",
+    "leave": "the account takes its answers along",
     "logout": "whoever sends it again has no token any more that is good",
 }
 

@@ -390,7 +390,9 @@ async def test_schemathesis_finds_nothing(live):
     print(f"{found.cases} in {found.seconds:.1f} s: {sorted(found.statuses.items())}")  # For -s.
     assert not found.faults, "\n\n".join(dict.fromkeys(found.faults))
     # It proves little of an operation that it never brought to succeed.
-    assert {label for label, status in found.statuses if status == 200} == found.operations
+    # (The caller's password is not in the document: who runs this stays.)
+    succeeded = {label for label, status in found.statuses if status == 200}
+    assert succeeded == found.operations - {"DELETE /api/mypage"}
 
 
 @pytest.fixture

@@ -148,7 +148,7 @@ def test_every_kind_of_problem_has_been_shown():
     elsewhere = {"nothing-uploaded", "quota-exceeded"}  # in test_direct_uploads and test_quotas
     elsewhere |= {"too-many-requests", "too-many-attempts"}  # test_rate_limits, test_attempts
     elsewhere |= {"email-not-verified"}  # test_accounts
-    elsewhere |= {"refresh-token-reused"}  # test_sessions
+    elsewhere |= {"refresh-token-reused", "export-running"}  # test_sessions, test_export
     elsewhere |= {"precondition-failed", "unknown-host"}  # test_conditions, test_hardening
     elsewhere |= {"malformed-request", "request-timeout", "took-too-long"}  # test_slow
     elsewhere |= {"too-many-connections"}
