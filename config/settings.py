@@ -1,50 +1,32 @@
 """Everything that the environment may change, each with a line of why."""
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    SecretStr,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-)
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from config.addresses import Network, parse_networks
 from config.mail import MailServer, Page, Sender
 from config.rates import Rate, RouteClass, parse_rates
 from config.redis import redis_uri
+from config.values import (
+    DatabaseUrl,
+    HostNames,
+    HttpUrl,
+    Networks,
+    Origins,
+    Rates,
+    RedisUrl,
+    SecretKey,
+    SecretKeys,
+    Text,
+    listed,
+)
 
 MIB = 1024 * 1024
-Text = Annotated[str, StringConstraints(min_length=1)]
-
-
-def _checked(parse: Callable[[Any], object]) -> AfterValidator:
-    """Keep the text of a setting, if it can be parsed."""
-
-    def check(text: Any) -> Any:
-        parse(text)
-        return text
-
-    return AfterValidator(check)
-
-
-def _redis_uri(url: SecretStr) -> str:
-    return redis_uri(url.get_secret_value())
-
-
-# As browsers send it in the header Origin: no path, no capitals.
-_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?")
-_HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
 
 
 class SettingsError(Exception):
@@ -58,7 +40,7 @@ class Settings(BaseSettings):
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
     )
 
-    database_url: Text | None = Field(
+    database_url: DatabaseUrl | None = Field(
         None,
         description="PostgreSQL, as `postgresql+asyncpg://user:password@host/name` "
         "(`postgresql://` is taken too; a Unix socket is `?host=/folder`). Unset: an embedded one "
@@ -76,10 +58,10 @@ class Settings(BaseSettings):
     )
     s3_secret_key: SecretStr | None = Field(None, description="Secret of the access key.")
     s3_region: Text = Field("ap-northeast-2", description="Region of the bucket.")
-    s3_endpoint_url: Text | None = Field(
+    s3_endpoint_url: HttpUrl | None = Field(
         None, description="An S3-compatible store of your own; unset means AWS."
     )
-    s3_public_url: Text | None = Field(
+    s3_public_url: HttpUrl | None = Field(
         None,
         description="Where clients load images from (a CDN, a public bucket), before `/images/…`. "
         "Unset: the service streams them itself.",
@@ -89,22 +71,22 @@ class Settings(BaseSettings):
         pattern=r"^([A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*)?$",
         description="A folder in the bucket, such as `boards/one`, for one that is shared.",
     )
-    s3_upload_url: Text | None = Field(
+    s3_upload_url: HttpUrl | None = Field(
         None,
         description="The store as clients reach it, for direct uploads, where `S3_ENDPOINT_URL` is "
         "an inner address.",
     )
-    public_url: Text | None = Field(
+    public_url: HttpUrl | None = Field(
         None,
         validate_default=False,
         description="How clients reach the service. Default: `http://localhost:{PORT}`.",
     )
-    secret_key: SecretStr | None = Field(
+    secret_key: SecretKey | None = Field(
         None,
         description="Signs access tokens; at least 32 characters. Needed with an external "
         "database; with the embedded one it is made once and kept under `DATA_DIR`.",
     )
-    former_secret_keys: SecretStr | None = Field(
+    former_secret_keys: SecretKeys | None = Field(
         None,
         description="What `SECRET_KEY` was before, separated by commas: access tokens that they "
         "signed stay good. See below.",
@@ -196,25 +178,25 @@ class Settings(BaseSettings):
     require_verified_email: bool = Field(
         False, description="Whether only those write who have confirmed their e-mail address."
     )
-    cors_origins: str = Field(
+    cors_origins: Origins = Field(
         "*", description="Origins whose pages may call the API, separated by commas; `*` is any."
     )
-    rate_limits: Annotated[str, _checked(parse_rates)] = Field(
+    rate_limits: Rates = Field(
         "",
         description="`off`, or other limits than usual, such as `read=100/second,sign-up=20/hour`, "
         "of `log-in`, `sign-up`, `write`, `upload`, `read`. Unset: those that no person reaches.",
     )
-    redis_url: Annotated[SecretStr, _checked(_redis_uri)] | None = Field(
+    redis_url: RedisUrl | None = Field(
         None,
         description="A Redis or Valkey in which all processes count together, as "
         "`redis://:password@host:6379/0` (`rediss://`, `unix:///path`). Unset: each for itself.",
     )
-    trusted_proxies: Annotated[str, _checked(parse_networks)] = Field(
+    trusted_proxies: Networks = Field(
         "",
         description="Addresses or networks, by commas, of the proxies whose `X-Forwarded-For`, "
         "`Forwarded` and `X-Forwarded-Proto` are believed. Unset: nobody's are.",
     )
-    allowed_hosts: str = Field(
+    allowed_hosts: HostNames = Field(
         "*",
         description="Names that the service answers to, separated by commas; `*.example.com` is "
         "all below it, `*` any. Health is answered under every name.",
@@ -237,52 +219,11 @@ class Settings(BaseSettings):
         "auto", description="`auto` is `console` on a terminal and `json` elsewhere."
     )
 
-    @field_validator("database_url")
-    @classmethod
-    def _asyncpg(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        try:
-            url = make_url(value)
-        except ArgumentError as error:
-            raise ValueError("not a database URL") from error
-        if url.drivername not in {"postgresql", "postgres", "postgresql+asyncpg"}:
-            raise ValueError("it must begin with postgresql+asyncpg:// (or postgresql://)")
-        query = dict(url.query)
-        if "sslmode" in query:
-            query["ssl"] = query.pop("sslmode")  # as asyncpg calls it
-        url = url.set(drivername="postgresql+asyncpg", query=query)
-        return url.render_as_string(hide_password=False)
-
-    @field_validator("s3_endpoint_url", "s3_public_url", "s3_upload_url", "public_url")
-    @classmethod
-    def _http_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
-            raise ValueError("it must be a URL such as https://feeds.example.com")
-        return value.rstrip("/")
-
-    @field_validator("secret_key")
-    @classmethod
-    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and len(value.get_secret_value().encode()) < 32:
-            raise ValueError("it must be at least 32 characters long (try: openssl rand -hex 32)")
-        return value
-
-    @field_validator("former_secret_keys")
-    @classmethod
-    def _each_long_enough(cls, value: SecretStr | None) -> SecretStr | None:
-        if any(len(key.encode()) < 32 for key in _listed(value)):
-            raise ValueError("each key must be at least 32 characters long")
-        return value
-
     @property
     def keys(self) -> list[str]:
         """What signs access tokens, and after it what did so before."""
         key = self.secret_key
-        return ([key.get_secret_value()] if key else []) + _listed(self.former_secret_keys)
+        return ([key.get_secret_value()] if key else []) + listed(self.former_secret_keys)
 
     @property
     def rates(self) -> Mapping[RouteClass, Rate] | None:
@@ -296,31 +237,7 @@ class Settings(BaseSettings):
     @property
     def redis(self) -> str | None:
         """Where all processes count together, as the library takes it; None is nowhere."""
-        return None if self.redis_url is None else _redis_uri(self.redis_url)
-
-    @field_validator("cors_origins")
-    @classmethod
-    def _origins(cls, value: str) -> str:
-        origins = [origin.strip() for origin in value.split(",")]
-        for origin in origins if origins != ["*"] else ():
-            if not _ORIGIN.fullmatch(origin):
-                raise ValueError(
-                    "it must be * alone, or origins such as https://board.example.com by commas, "
-                    "with no path and no slash at the end"
-                )
-        return ",".join(origins)
-
-    @field_validator("allowed_hosts")
-    @classmethod
-    def _host_names(cls, value: str) -> str:
-        names = [name.strip().lower() for name in value.split(",")]
-        for name in names if names != ["*"] else ():
-            if not _HOST_NAME.fullmatch(name):
-                raise ValueError(
-                    "it must be * alone, or names such as board.example.com or *.example.com by "
-                    "commas, with no port"
-                )
-        return ",".join(names)
+        return None if self.redis_url is None else redis_uri(self.redis_url.get_secret_value())
 
     @property
     def origins(self) -> list[str]:
@@ -393,11 +310,6 @@ class Settings(BaseSettings):
             raise SettingsError(
                 "S3_BUCKET is missing: S3_ENDPOINT_URL or S3_ACCESS_KEY is set, so name the bucket."
             )
-
-
-def _listed(secrets: SecretStr | None) -> list[str]:
-    listed = secrets.get_secret_value().split(",") if secrets else []
-    return [secret.strip() for secret in listed if secret.strip()]
 
 
 def _sentence(error: Any) -> str:

@@ -1,17 +1,16 @@
 """Keeping an account over HTTP: a new password, and whose e-mail address it is."""
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from models.base import Message
 from models.link import EmailVerification, PasswordChange, PasswordForgotten, PasswordReset
 from routers.dependencies import (
+    STRICT,
     CurrentSessionId,
     CurrentUser,
     Db,
     EndedSessions,
     PasswordHasher,
-    known_body,
-    known_parameters,
 )
 from routers.idempotency import keyed, keyed_for_anybody
 from routers.problems import refuses
@@ -29,7 +28,7 @@ from services.errors import (
 router = APIRouter(
     prefix="/api/auth",
     tags=["Auth"],
-    dependencies=[Depends(known_parameters), Depends(known_body)],
+    dependencies=STRICT,
     responses=refuses(ContentTooLarge, InvalidInput, DatabaseUnavailable),
 )
 _READS_JSON = refuses(MalformedBody, UnsupportedMediaType)

@@ -2,17 +2,16 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form
+from fastapi import APIRouter, Form
 
 from models.user import Credentials, PasswordGrant, Signup, TokenRead, User, UserRead
 from routers.dependencies import (
+    STRICT,
     AccessTokens,
     Attempts,
     Calling,
     Db,
     PasswordHasher,
-    known_body,
-    known_parameters,
 )
 from routers.idempotency import keyed_for_anybody
 from routers.problems import refuses
@@ -32,7 +31,7 @@ from services.errors import (
 router = APIRouter(
     prefix="/api/auth",
     tags=["Auth"],
-    dependencies=[Depends(known_parameters), Depends(known_body)],
+    dependencies=STRICT,
     responses=refuses(
         MalformedBody, ContentTooLarge, UnsupportedMediaType, InvalidInput, DatabaseUnavailable
     ),

@@ -2,19 +2,18 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 
 from models.base import Message
 from models.comment import CommentCreate, CommentQuery, CommentRead, CommentUpdate
 from routers.conditions import Expected, Tag
 from routers.dependencies import (
+    STRICT,
     Configured,
     CurrentReader,
     CurrentUser,
     Db,
     Id,
-    known_body,
-    known_parameters,
 )
 from routers.idempotency import keyed
 from routers.paging import PAGED, PageQuery, Paging
@@ -36,7 +35,7 @@ from services.errors import (
 router = APIRouter(
     prefix="/api",
     tags=["Comments"],
-    dependencies=[Depends(known_parameters), Depends(known_body)],
+    dependencies=STRICT,
     responses=refuses(NotAuthenticated, ContentTooLarge, InvalidInput, DatabaseUnavailable),
 )
 

@@ -1,14 +1,13 @@
 """What I have deleted and can restore, over HTTP."""
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from models.feed import Deleted
 from routers.dependencies import (
+    STRICT,
     Configured,
     CurrentUser,
     Db,
-    known_body,
-    known_parameters,
 )
 from routers.paging import PAGED, PageQuery, Paging
 from routers.problems import refuses
@@ -18,7 +17,7 @@ from services.errors import ContentTooLarge, DatabaseUnavailable, InvalidInput, 
 router = APIRouter(
     prefix="/api/mypage",
     tags=["My page"],
-    dependencies=[Depends(known_parameters), Depends(known_body)],
+    dependencies=STRICT,
     responses=refuses(NotAuthenticated, ContentTooLarge, InvalidInput, DatabaseUnavailable),
 )
 

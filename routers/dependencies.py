@@ -217,3 +217,7 @@ async def _once_each(request: Request, shape: Any) -> None:
     for name, field in shape.model_fields.items():
         if times[name] > 1 and get_origin(field.annotation) is not list:
             raise InvalidInput(f"The field {name} came {times[name]} times.", pointer=f"/{name}")
+
+
+# Of every router: what a route does not know is refused, not passed over.
+STRICT = [Depends(known_parameters), Depends(known_body)]

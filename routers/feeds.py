@@ -2,21 +2,20 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Query
+from fastapi import APIRouter, Form, Query
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from models.base import MAX_ID, NO_NUL, Message, Shape
 from models.feed import Content, FeedRead, FeedRevisionRead, ListQuery, Title
 from routers.conditions import Expected, Tag
 from routers.dependencies import (
+    STRICT,
     Configured,
     CurrentReader,
     CurrentUser,
     Db,
     Id,
     Images,
-    known_body,
-    known_parameters,
 )
 from routers.forms import BLANK, UPLOADS, Files, chosen, named, parts
 from routers.idempotency import keyed
@@ -36,7 +35,7 @@ from services.errors import (
 router = APIRouter(
     prefix="/api/feed",
     tags=["Feeds"],
-    dependencies=[Depends(known_parameters), Depends(known_body)],
+    dependencies=STRICT,
     responses=refuses(ContentTooLarge, InvalidInput, DatabaseUnavailable),
 )
 _KEPT = BLANK | NO_NUL | {"description": "Left empty, it stays as it is."}

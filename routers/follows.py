@@ -1,17 +1,16 @@
 """Follows over HTTP: follow and unfollow, who follows whom, and what they post."""
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from models.feed import FeedRead
 from models.follow import FollowRead, FollowToggled, Person
 from routers.dependencies import (
+    STRICT,
     CurrentReader,
     CurrentUser,
     Db,
     Id,
     Images,
-    known_body,
-    known_parameters,
 )
 from routers.idempotency import keyed
 from routers.paging import PAGED, PageQuery, Paging
@@ -29,7 +28,7 @@ from services.errors import (
 router = APIRouter(
     prefix="/api",
     tags=["Follows"],
-    dependencies=[Depends(known_parameters), Depends(known_body)],
+    dependencies=STRICT,
     responses=refuses(NotAuthenticated, ContentTooLarge, InvalidInput, DatabaseUnavailable),
 )
 _REFUSED = refuses(FollowingOneself, UserNotFound)

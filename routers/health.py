@@ -2,17 +2,17 @@
 
 from typing import Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from models.base import Shape
-from routers.dependencies import Db, Images, known_body, known_parameters
+from routers.dependencies import STRICT, Db, Images
 from routers.problems import refuses
 from services import health
 from services.errors import ContentTooLarge, InvalidInput, NotReady
 
 router = APIRouter(
     tags=["Health"],
-    dependencies=[Depends(known_parameters), Depends(known_body)],
+    dependencies=STRICT,
     responses=refuses(ContentTooLarge, InvalidInput),
 )
 

@@ -4,7 +4,7 @@ import asyncio
 import re
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Depends, Form, Header, Path, Request, Response
+from fastapi import APIRouter, Form, Header, Path, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field, model_validator
 from starlette.types import Message as Message_
@@ -21,12 +21,11 @@ from models.image import (
 )
 from routers.conditions import Expected, Tag
 from routers.dependencies import (
+    STRICT,
     CurrentUser,
     Db,
     Id,
     Images,
-    known_body,
-    known_parameters,
 )
 from routers.forms import UPLOADS, Files, named, parts
 from routers.idempotency import keyed
@@ -54,7 +53,7 @@ from services.store import CACHE_CONTROL, StoredImage
 router = APIRouter(
     prefix="/images",
     tags=["Images"],
-    dependencies=[Depends(known_parameters), Depends(known_body)],
+    dependencies=STRICT,
     responses=refuses(
         ImageNotFound,
         ContentTooLarge,
@@ -156,7 +155,7 @@ def _is_one_range(text: str) -> bool:
 api = APIRouter(
     prefix="/api/image",
     tags=["Images"],
-    dependencies=[Depends(known_parameters), Depends(known_body)],
+    dependencies=STRICT,
     responses=refuses(NotAuthenticated, ContentTooLarge, InvalidInput, DatabaseUnavailable),
 )
 

@@ -8,6 +8,7 @@ from starlette.types import Send
 
 from models.leaving import Leave, Receipt
 from routers.dependencies import (
+    STRICT,
     Attempts,
     ClientAddress,
     Configured,
@@ -16,8 +17,6 @@ from routers.dependencies import (
     EndedSessions,
     Images,
     PasswordHasher,
-    known_body,
-    known_parameters,
 )
 from routers.images import patiently
 from routers.problems import refuses
@@ -39,7 +38,7 @@ from services.export import Exports, export
 router = APIRouter(
     prefix="/api/mypage",
     tags=["My page"],
-    dependencies=[Depends(known_parameters), Depends(known_body)],
+    dependencies=STRICT,
     responses=refuses(NotAuthenticated, ContentTooLarge, InvalidInput, DatabaseUnavailable),
 )
 FILE_NAME = "feedboard-export.zip"

@@ -2,17 +2,16 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 
 from models.like import Liked, LikeQuery, LikeRead, LikeToggled
 from routers.dependencies import (
+    STRICT,
     CurrentReader,
     CurrentUserId,
     Db,
     Id,
     Likings,
-    known_body,
-    known_parameters,
 )
 from routers.idempotency import keyed
 from routers.paging import PAGED, PageQuery, Paging
@@ -31,7 +30,7 @@ from services.idempotency import Claim
 router = APIRouter(
     prefix="/api/like",
     tags=["Likes"],
-    dependencies=[Depends(known_parameters), Depends(known_body)],
+    dependencies=STRICT,
     responses=refuses(ContentTooLarge, InvalidInput, DatabaseUnavailable),
 )
 _OF_FEED = refuses(NotAuthenticated, FeedNotFound)

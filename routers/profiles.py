@@ -2,19 +2,18 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 
 from models.feed import Feed, FeedRead, ListQuery
 from models.user import AuthorQuery, Profile, ProfileUpdate
 from routers.conditions import Expected, Tag
 from routers.dependencies import (
+    STRICT,
     CurrentReader,
     CurrentUser,
     Db,
     Id,
     Images,
-    known_body,
-    known_parameters,
 )
 from routers.idempotency import keyed
 from routers.paging import COUNTED, Paging
@@ -36,7 +35,7 @@ from services.errors import (
 router = APIRouter(
     prefix="/api",
     tags=["Profiles"],
-    dependencies=[Depends(known_parameters), Depends(known_body)],
+    dependencies=STRICT,
     responses=refuses(NotAuthenticated, ContentTooLarge, InvalidInput, DatabaseUnavailable),
 )
 

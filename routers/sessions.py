@@ -2,12 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 
 from models.base import Message
 from models.session import LogoutQuery, RefreshGrant, SessionRead
 from models.user import TokenRead
 from routers.dependencies import (
+    STRICT,
     AccessTokens,
     Calling,
     CurrentSessionId,
@@ -15,8 +16,6 @@ from routers.dependencies import (
     Db,
     EndedSessions,
     Id,
-    known_body,
-    known_parameters,
 )
 from routers.idempotency import keyed
 from routers.paging import PAGED, PageQuery, Paging
@@ -38,7 +37,7 @@ from services.errors import (
 router = APIRouter(
     prefix="/api/auth",
     tags=["Auth"],
-    dependencies=[Depends(known_parameters), Depends(known_body)],
+    dependencies=STRICT,
     responses=refuses(ContentTooLarge, InvalidInput, DatabaseUnavailable),
 )
 _SIGNED_IN = refuses(NotAuthenticated)
