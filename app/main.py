@@ -209,7 +209,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncGenerator[None]:
 
 @asynccontextmanager
 async def _background(work: Any) -> AsyncGenerator[None]:
-    task = asyncio.create_task(work)
+    task = asyncio.create_task(work, name="background")
     try:
         yield
     finally:

@@ -320,10 +320,14 @@ async def _there(
 
 
 async def _require(db: AsyncSession, reader: Reader, comment_id: int, expected: Expected) -> None:
-    """Lock a comment and see that it is what the editor has seen; raises PreconditionFailed."""
+    """Lock a comment and see that it is what the editor has seen.
+
+    Raises CommentNotFound and PreconditionFailed.
+    """
     if expected is not None:
-        locked = select(Comment.id).where(Comment.id == comment_id)
-        await db.execute(locked.with_for_update(key_share=True))
+        locked = select(Comment.id).where(Comment.id == comment_id, _KEPT)
+        if await db.scalar(locked.with_for_update(key_share=True)) is None:
+            raise CommentNotFound
         versions.require(expected, await _read(db, reader, comment_id))
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import httpx
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import InvalidRequestError
 
 from models.feed import Feed
@@ -18,9 +18,21 @@ POST = {"title": "T", "content": "C"}
 
 @pytest.fixture
 def lent(live_app):
-    """How many connections are out of the pool of the live application."""
-    pool = live_app.state.sessions.kw["bind"].pool
-    return pool.checkedout
+    """How many connections are out of the pool for requests, not for what goes on beside them."""
+    pool, out = live_app.state.sessions.kw["bind"].sync_engine.pool, set()
+
+    def note(connection, record, proxy):
+        if asyncio.current_task().get_name() != "background":
+            out.add(record)
+
+    def forget(connection, record):
+        out.discard(record)
+
+    event.listen(pool, "checkout", note)
+    event.listen(pool, "checkin", forget)
+    yield lambda: len(out)
+    event.remove(pool, "checkout", note)
+    event.remove(pool, "checkin", forget)
 
 
 async def settled(lent):

@@ -2,10 +2,14 @@
 
 import asyncio
 import base64
+import contextlib
+import functools
 import json
 import secrets
+import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -446,6 +450,19 @@ async ([form, data]) => {
 """
 
 
+@contextlib.contextmanager
+def front_end_in(folder):
+    """The URL of a page of somebody's own, as a real server sends it."""
+    (folder / "gallery.html").write_text("<!doctype html><title>Gallery</title>")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://localhost:{server.server_port}/gallery.html"
+        finally:
+            server.shutdown()
+
+
 async def test_a_page_in_a_browser_uploads_to_the_store_by_itself(
     browser, seaweedfs, make_database, tmp_path
 ):
@@ -458,14 +475,16 @@ async def test_a_page_in_a_browser_uploads_to_the_store_by_itself(
         "secret_key": SECRET,
     }
     async with (
+        contextlib.AsyncExitStack() as stack,
         serving(tmp_path, given) as url,
         httpx.AsyncClient(base_url=url) as client,
         await browser.new_context() as context,
     ):
+        front_end = stack.enter_context(front_end_in(tmp_path))
         user = await user_maker(client)()
         form = await presign(client, user, JPEG)
         page = await context.new_page()
-        await page.goto(f"{url}/docs")
+        await page.goto(front_end)
 
         status = await page.evaluate(PAGE, [form, base64.b64encode(JPEG).decode()])
         completed = await client.post(f"/api/image/{form['id']}/complete", headers=bearer(user))
