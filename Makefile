@@ -14,7 +14,7 @@ run: install
 install: $(VENV)/local.stamp
 
 test: $(VENV)/dev.stamp
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --dist loadfile
 
 # Where no advisories can be asked, it says so; with FEEDBOARD_REQUIRE_AUDIT set, that is a failure.
 check: lint types test

@@ -1,4 +1,4 @@
-"""What browsers are told to refuse, on every answer."""
+"""What browsers are told to refuse, on every answer; and that no answer leads elsewhere."""
 
 import re
 from base64 import b64encode
@@ -13,6 +13,7 @@ from config.settings import Settings
 _DATA = "default-src 'none'; frame-ancestors 'none'"
 # A year, in seconds; of this name alone, since others below it are not ours to speak for.
 _HTTPS_ONLY = "max-age=31536000"
+_ORIGIN = re.compile(r"^https?://[^/]*")
 
 
 def of_swagger_ui(page: bytes) -> str:
@@ -27,7 +28,11 @@ def of_swagger_ui(page: bytes) -> str:
 
 
 class SecurityHeaders:
-    """Pure ASGI: adds each header that an answer does not have already."""
+    """Pure ASGI: adds each header that an answer does not have already.
+
+    A redirect, which is always to ourselves, names no host: Starlette repeats what the client
+    called us, and whoever makes up a `Host` could have a cache send others, and tokens, to it.
+    """
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self.app = app
@@ -55,6 +60,8 @@ class SecurityHeaders:
                 headers = MutableHeaders(scope=message)
                 for name, value in wanted.items():
                     headers.setdefault(name, value)
+                if "location" in headers:
+                    headers["location"] = _ORIGIN.sub("", headers["location"])
             await send(message)
 
         await self.app(scope, receive, guarded)

@@ -35,6 +35,7 @@ def serving(folder: Path) -> Generator[Board]:
         "DATA_DIR": str(folder / "data"),
         "PORT": str(port),
         "RATE_LIMITS": "off",
+        "ACCESS_LOG": "false",
     }
     began = time.perf_counter()
     with (folder / "log").open("ab") as log:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -97,6 +98,16 @@ class _Storable:
 
 storable = _Storable()
 Storable = Annotated[str, storable]
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, (bool, str)):
+        raise ValueError("must be a number")
+    return value
+
+
+# In JSON, where `true` is no 1, and "1" none either; 1.0 is (JSON Schema, section 6.1.1).
+Integer = Annotated[int, BeforeValidator(_number)]
 
 
 class Message(Shape):

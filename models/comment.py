@@ -7,7 +7,17 @@ from pydantic import Field, StringConstraints
 from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import MAX_ID, Base, CursorQuery, Identified, Shape, Timed, Versioned, storable
+from models.base import (
+    MAX_ID,
+    Base,
+    CursorQuery,
+    Identified,
+    Integer,
+    Shape,
+    Timed,
+    Versioned,
+    storable,
+)
 from models.feed import SortBy
 
 # Comments on a page of threads, at most. A thread may have any number of replies, a page may not:
@@ -59,9 +69,12 @@ Words = Annotated[str, StringConstraints(min_length=1, max_length=10_000), stora
 
 class CommentCreate(Shape):
     content: Words = Field(examples=["I had the bibimbap, too!"])
-    feed_id: int = Field(ge=1, le=MAX_ID, examples=[1])
-    parent_id: int | None = Field(
-        None, ge=1, le=MAX_ID, description="The comment that it replies to, of the same feed."
+    feed_id: Integer = Field(ge=1, le=MAX_ID, examples=[1])
+    parent_id: Integer | None = Field(
+        None,
+        ge=1,
+        le=MAX_ID,
+        description="The comment that it replies to, of the same feed.",
     )
 
 

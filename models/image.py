@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 from sqlalchemy import CheckConstraint, Enum, ForeignKey, Index, String, false
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import NOW, Base, Identified, Shape, Versioned, storable
+from models.base import NOW, Base, Identified, Integer, Shape, Versioned, storable
 
 
 class ImageState(StrEnum):
@@ -127,7 +127,7 @@ class ImageType(StrEnum):
 
 class ImagePresign(Shape):
     type: ImageType = Field(description="As the form will have it.", examples=["image/jpeg"])
-    bytes: int = Field(ge=1, le=2**40, description="The file's size.", examples=[3_482_113])
+    bytes: Integer = Field(ge=1, le=2**40, description="The file's size.", examples=[3_482_113])
     alt: Alt = Field("", examples=["A bowl of bibimbap"])
 
 

@@ -17,7 +17,17 @@ from pydantic.config import JsonDict
 from sqlalchemy import Index, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import MAX_ID, Base, Identified, Shape, Storable, Timed, Versioned, storable
+from models.base import (
+    MAX_ID,
+    Base,
+    Identified,
+    Integer,
+    Shape,
+    Storable,
+    Timed,
+    Versioned,
+    storable,
+)
 from models.feed import ListQuery
 from models.image import ImageRead
 from models.nickname import Nickname
@@ -151,7 +161,7 @@ class ProfileUpdate(Shape):
 
     nickname: Nickname = Field(default_factory=str, examples=["Ada"], json_schema_extra=_SOME)
     bio: Bio = Field(default_factory=str, examples=["I walk, and take pictures of it."])
-    avatar_id: int | None = Field(
+    avatar_id: Integer | None = Field(
         None,
         ge=1,
         le=MAX_ID,

@@ -1,5 +1,6 @@
 """What routes ask for, as types, so that a route reads as a sentence."""
 
+import json
 import re
 from collections import Counter
 from typing import Annotated, Any, get_origin
@@ -209,6 +210,8 @@ async def known_body(request: Request) -> None:
         raise UnsupportedMediaType(f"Send the body as {wanted}, not as {given[:100] or 'nothing'}.")
     if given in _FORMS:
         await _once_each(request, body.field_info.annotation)
+    else:
+        json.loads(await request.body(), object_pairs_hook=_unique)
 
 
 async def _once_each(request: Request, shape: Any) -> None:
@@ -217,6 +220,13 @@ async def _once_each(request: Request, shape: Any) -> None:
     for name, field in shape.model_fields.items():
         if times[name] > 1 and get_origin(field.annotation) is not list:
             raise InvalidInput(f"The field {name} came {times[name]} times.", pointer=f"/{name}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    """Refuse a key that comes twice; RFC 8259 leaves open which one counts."""
+    for name, times in Counter(name for name, _ in pairs).items():
+        if times > 1:
+            raise InvalidInput(f"The field {name[:100]} came {times} times.", pointer=f"/{name}")
 
 
 # Of every router: what a route does not know is refused, not passed over.

@@ -106,7 +106,7 @@ async def load_image(
     conditions = {}
     if with_body and range_ and _is_one_range(range_):
         conditions["Range"] = range_
-    if if_none_match:
+    if if_none_match and _is_plain(if_none_match):
         conditions["IfNoneMatch"] = if_none_match
     await service.require_shown(db, images, name)
     image = await images.read(name, with_body=with_body, **conditions)
@@ -144,6 +144,11 @@ class _ImageResponse(StreamingResponse):
             await super().__call__(scope, receive, patiently(send))
         finally:
             self.image.close()
+
+
+def _is_plain(text: str) -> bool:
+    """Whether the store may be sent it: it is no store's fault if it cannot make sense of it."""
+    return text.isprintable() and len(text) <= 1000
 
 
 def _is_one_range(text: str) -> bool:

@@ -78,9 +78,11 @@ class Tokens:
             user_id, session_id = int(claims["sub"]), int(claims["sid"])
         except jwt.ExpiredSignatureError:
             raise NotAuthenticated(_EXPIRED) from None
-        except (jwt.InvalidTokenError, KeyError, TypeError, ValueError):
+        except (jwt.InvalidTokenError, KeyError, TypeError, ValueError, OverflowError):
             raise NotAuthenticated(_NOT_VALID) from None
-        if not (0 < user_id <= MAX_ID and 0 < session_id <= MAX_ID):
+        # As we write them, and no other spelling: int() would take 1.9, true, and "١".
+        ours = claims["sub"] == str(user_id) and type(claims["sid"]) is int
+        if not (ours and 0 < user_id <= MAX_ID and 0 < session_id <= MAX_ID):
             raise NotAuthenticated(_NOT_VALID)
         # No token outlives what is set now: the ends of sessions are remembered for no longer.
         expires = min(int(claims["exp"]), int(claims["iat"]) + self.seconds)

@@ -156,7 +156,7 @@ BAD_TOKENS = {
     "unsigned": f"Bearer {_token('', 'none')}",
     "of an unknown key id": f"Bearer {_token(kid='0123456789abcdef')}",
     "without a key id": f"Bearer {_token(kid=None)}",
-    "issued in the future": f"Bearer {_token(iat=datetime.now(UTC) + timedelta(minutes=1))}",
+    "issued in the future": f"Bearer {_token(iat=datetime.now(UTC) + timedelta(days=1))}",
     "without a session": f"Bearer {_token(sid=None)}",
     "of a session with a name": f"Bearer {_token(sid='ada')}",
     "of a session beyond all ids": f"Bearer {_token(sid=2**63)}",

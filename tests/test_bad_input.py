@@ -32,7 +32,7 @@ JSON_BODIES: dict[str, tuple[bytes, int]] = {
     "infinity": (LOG_IN + b"-Infinity}", 422),
     "1e999": (LOG_IN + b"1e999}", 422),
     "an integer of 5 000 digits": (LOG_IN + b"9" * 5000 + b"}", 400),
-    "a field twice": (LOG_IN + b'"one", "password": "two"}', 401),
+    "a field twice": (LOG_IN + b'"one", "password": "two"}', 422),
     "an unknown field": (LOG_IN + b'"x", "admin": true}', 422),
     "an unknown field of half a surrogate pair": (LOG_IN + b'"x", "\\ud800": 1}', 422),
     "half a surrogate pair": (LOG_IN + b'"\\ud800"}', 422),
