@@ -149,7 +149,8 @@ def test_a_board_with_nothing_configured_lives_through_a_whole_story(board):
     assert board.parts(), "a killed parent leaves its parts running"
     left = board.parts()
     board.start()
-    assert not left & {p.pid for p in psutil.process_iter() if p.status() != "zombie"}
+    there = psutil.process_iter(["status"])
+    assert not left & {process.pid for process in there if process.info["status"] != "zombie"}
     assert httpx.get(f"{board.url}/api/feed/read/{feed['id']}").json() == to_anybody(feed)
     image = httpx.get(feed["image_urls"][0].replace("localhost", "127.0.0.1"))
     assert image.content.startswith(b"\x89PNG")
