@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -213,9 +213,11 @@ async def _background(work: Any) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        # Again and again: a driver that is cut off at the wrong moment may report a timeout, which
+        # the work takes for the database's and goes on.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=1)
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
