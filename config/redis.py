@@ -32,7 +32,9 @@ def redis_uri(url: str) -> str:
 @asynccontextmanager
 async def open_redis(uri: str, prefix: str) -> AsyncGenerator[RedisStorage]:
     """A storage of counts, whose keys begin with the prefix; nothing is connected to before use."""
-    options: dict[str, Any] = {"retry": Retry(NoBackoff(), 0)}
+    # Who asks bounds the waiting: with a time-out of its own, redis-py sends by `asyncio.wait_for`,
+    # which before Python 3.12 may swallow a cancellation, and then waits for the answer anyway.
+    options: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "socket_timeout": None}
     storage = RedisStorage(uri, implementation="redispy", key_prefix=prefix, **options)
     try:
         yield storage

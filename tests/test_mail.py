@@ -368,8 +368,12 @@ async def test_the_postman_asks_a_database_that_fails_less_and_less_often(
 ):
     dead = settings.replace(database_url="postgresql+asyncpg://a@127.0.0.1:1/a")
     pauses = []
+    ours = asyncio.current_task()
 
     async def sleep(seconds):
+        if asyncio.current_task() is not ours:  # The service's own postman goes on meanwhile.
+            await asyncio.sleep(seconds)
+            return
         pauses.append(seconds)
         if len(pauses) == 7:
             raise asyncio.CancelledError
