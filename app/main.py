@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from multiprocessing.process import BaseProcess
@@ -75,7 +75,6 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.settings = settings
-    app.state.exports = Exports()
     problems.install(app)
     _add_middleware(app, settings)
     # Of the routers that write; keeping one's account is left to those who are not verified, too.
@@ -160,6 +159,13 @@ class Capabilities:
     likes: Likes
     counters: Counters
     attempts: LoginAttempts
+    exports: Exports
+
+
+def lend(app: FastAPI, able: Capabilities) -> None:
+    """Put all capabilities where routes ask for them, by their names."""
+    for each in fields(able):
+        setattr(app.state, each.name, getattr(able, each.name))
 
 
 @asynccontextmanager
@@ -186,20 +192,14 @@ async def open_capabilities(settings: Settings) -> AsyncGenerator[Capabilities]:
             likes=open_likes(sessions),
             counters=counters,
             attempts=LoginAttempts(None if settings.rates is None else attempts),
+            exports=Exports(),
         )
 
 
 @asynccontextmanager
 async def _lifespan(settings: Settings, app: FastAPI) -> AsyncGenerator[None]:
     async with open_capabilities(settings) as able:
-        app.state.sessions = able.sessions
-        app.state.images = able.images
-        app.state.passwords = able.passwords
-        app.state.tokens = able.tokens
-        app.state.revocations = able.revocations
-        app.state.likes = able.likes
-        app.state.counters = able.counters
-        app.state.attempts = able.attempts
+        lend(app, able)
         reaping = reap_forever(able.sessions, able.images, restorable=settings.restorable)
         sending = send_forever(able.sessions, open_post(settings))
         following = able.revocations.follow(partial(open_connection, settings))
@@ -218,6 +218,8 @@ async def _background(work: Any) -> AsyncGenerator[None]:
         while not task.done():
             task.cancel()
             await asyncio.wait([task], timeout=1)
+        if not task.cancelled():
+            task.result()
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:

@@ -5,14 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form
 
 from models.user import Credentials, PasswordGrant, Signup, TokenRead, User, UserRead
-from routers.dependencies import (
-    STRICT,
-    AccessTokens,
-    Attempts,
-    Calling,
-    Db,
-    PasswordHasher,
-)
+from routers.dependencies import STRICT, AccessTokens, Attempts, Calling, Db, PasswordHasher
 from routers.idempotency import keyed_for_anybody
 from routers.problems import refuses
 from services import auth

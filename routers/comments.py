@@ -7,14 +7,7 @@ from fastapi import APIRouter, Query
 from models.base import Message
 from models.comment import CommentCreate, CommentQuery, CommentRead, CommentUpdate
 from routers.conditions import Expected, Tag
-from routers.dependencies import (
-    STRICT,
-    Configured,
-    CurrentReader,
-    CurrentUser,
-    Db,
-    Id,
-)
+from routers.dependencies import STRICT, Configured, CurrentReader, CurrentUser, Db, Id
 from routers.idempotency import keyed
 from routers.paging import PAGED, PageQuery, Paging
 from routers.problems import refuses

@@ -3,12 +3,7 @@
 from fastapi import APIRouter
 
 from models.feed import Deleted
-from routers.dependencies import (
-    STRICT,
-    Configured,
-    CurrentUser,
-    Db,
-)
+from routers.dependencies import STRICT, Configured, CurrentUser, Db
 from routers.paging import PAGED, PageQuery, Paging
 from routers.problems import refuses
 from services import deleted

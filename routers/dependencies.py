@@ -17,12 +17,7 @@ from models.base import MAX_ID
 from models.user import User
 from services import accounts, auth
 from services.attempts import LoginAttempts
-from services.errors import (
-    ContentTooLarge,
-    InvalidInput,
-    NotAuthenticated,
-    UnsupportedMediaType,
-)
+from services.errors import ContentTooLarge, InvalidInput, NotAuthenticated, UnsupportedMediaType
 from services.likes import Likes
 from services.passwords import Passwords
 from services.readers import Reader
@@ -40,39 +35,13 @@ _FORMS = {"multipart/form-data", "application/x-www-form-urlencoded"}
 _JSON = re.compile(r"application/([^/]+\+)?json")
 
 
-async def _settings(request: Request) -> Settings:
-    settings: Settings = request.app.state.settings
-    return settings
+def _kept(name: str) -> Any:
+    """What the application keeps in its state, by name, as a dependency."""
 
+    async def lend(request: Request) -> Any:
+        return getattr(request.app.state, name)
 
-async def _images(request: Request) -> ImageStore:
-    images: ImageStore = request.app.state.images
-    return images
-
-
-async def _passwords(request: Request) -> Passwords:
-    passwords: Passwords = request.app.state.passwords
-    return passwords
-
-
-async def _tokens(request: Request) -> Tokens:
-    tokens: Tokens = request.app.state.tokens
-    return tokens
-
-
-async def _revocations(request: Request) -> Revocations:
-    revocations: Revocations = request.app.state.revocations
-    return revocations
-
-
-async def _likes(request: Request) -> Likes:
-    likes: Likes = request.app.state.likes
-    return likes
-
-
-async def _attempts(request: Request) -> LoginAttempts:
-    attempts: LoginAttempts = request.app.state.attempts
-    return attempts
+    return Depends(lend)
 
 
 async def _client_address(request: Request) -> str:
@@ -80,15 +49,15 @@ async def _client_address(request: Request) -> str:
 
 
 Db = Annotated[AsyncSession, Depends(get_db)]
-Configured = Annotated[Settings, Depends(_settings)]
-Images = Annotated[ImageStore, Depends(_images)]
-PasswordHasher = Annotated[Passwords, Depends(_passwords)]
-Likings = Annotated[Likes, Depends(_likes)]
-AccessTokens = Annotated[Tokens, Depends(_tokens)]
-Attempts = Annotated[LoginAttempts, Depends(_attempts)]
+Configured = Annotated[Settings, _kept("settings")]
+Images = Annotated[ImageStore, _kept("images")]
+PasswordHasher = Annotated[Passwords, _kept("passwords")]
+Likings = Annotated[Likes, _kept("likes")]
+AccessTokens = Annotated[Tokens, _kept("tokens")]
+Attempts = Annotated[LoginAttempts, _kept("attempts")]
 # The client itself, also where it comes by proxies, if TRUSTED_PROXIES names them.
 ClientAddress = Annotated[str, Depends(_client_address)]
-EndedSessions = Annotated[Revocations, Depends(_revocations)]
+EndedSessions = Annotated[Revocations, _kept("revocations")]
 Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 
 

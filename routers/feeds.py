@@ -8,15 +8,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from models.base import MAX_ID, NO_NUL, Message, Shape
 from models.feed import Content, FeedRead, FeedRevisionRead, ListQuery, Title
 from routers.conditions import Expected, Tag
-from routers.dependencies import (
-    STRICT,
-    Configured,
-    CurrentReader,
-    CurrentUser,
-    Db,
-    Id,
-    Images,
-)
+from routers.dependencies import STRICT, Configured, CurrentReader, CurrentUser, Db, Id, Images
 from routers.forms import BLANK, UPLOADS, Files, chosen, named, parts
 from routers.idempotency import keyed
 from routers.paging import COUNTED, PAGED, PageQuery, Paging

@@ -4,14 +4,7 @@ from fastapi import APIRouter
 
 from models.feed import FeedRead
 from models.follow import FollowRead, FollowToggled, Person
-from routers.dependencies import (
-    STRICT,
-    CurrentReader,
-    CurrentUser,
-    Db,
-    Id,
-    Images,
-)
+from routers.dependencies import STRICT, CurrentReader, CurrentUser, Db, Id, Images
 from routers.idempotency import keyed
 from routers.paging import PAGED, PageQuery, Paging
 from routers.problems import refuses

@@ -11,22 +11,9 @@ from starlette.types import Message as Message_
 from starlette.types import Receive, Scope, Send
 
 from models.base import Message, Shape
-from models.image import (
-    Alt,
-    ImagePresign,
-    ImageRead,
-    ImageUpdate,
-    OwnImageRead,
-    PresignedUpload,
-)
+from models.image import Alt, ImagePresign, ImageRead, ImageUpdate, OwnImageRead, PresignedUpload
 from routers.conditions import Expected, Tag
-from routers.dependencies import (
-    STRICT,
-    CurrentUser,
-    Db,
-    Id,
-    Images,
-)
+from routers.dependencies import STRICT, CurrentUser, Db, Id, Images
 from routers.forms import UPLOADS, Files, named, parts
 from routers.idempotency import keyed
 from routers.paging import PAGED, PageQuery, Paging
@@ -113,7 +100,6 @@ async def load_image(
     headers = image.headers | {
         "accept-ranges": "bytes",
         "cache-control": CACHE_CONTROL,
-        "x-content-type-options": "nosniff",
         "content-security-policy": "default-src 'none'",
     }
     if image.body is None:

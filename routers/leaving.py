@@ -64,7 +64,6 @@ class _Download(StreamingResponse):
             {
                 "content-disposition": f'attachment; filename="{FILE_NAME}"',
                 "cache-control": "no-store",
-                "x-content-type-options": "nosniff",
             }
         )
 

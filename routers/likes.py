@@ -5,14 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from models.like import Liked, LikeQuery, LikeRead, LikeToggled
-from routers.dependencies import (
-    STRICT,
-    CurrentReader,
-    CurrentUserId,
-    Db,
-    Id,
-    Likings,
-)
+from routers.dependencies import STRICT, CurrentReader, CurrentUserId, Db, Id, Likings
 from routers.idempotency import keyed
 from routers.paging import PAGED, PageQuery, Paging
 from routers.problems import refuses

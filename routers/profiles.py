@@ -7,14 +7,7 @@ from fastapi import APIRouter, Query
 from models.feed import Feed, FeedRead, ListQuery
 from models.user import AuthorQuery, Profile, ProfileUpdate
 from routers.conditions import Expected, Tag
-from routers.dependencies import (
-    STRICT,
-    CurrentReader,
-    CurrentUser,
-    Db,
-    Id,
-    Images,
-)
+from routers.dependencies import STRICT, CurrentReader, CurrentUser, Db, Id, Images
 from routers.idempotency import keyed
 from routers.paging import COUNTED, Paging
 from routers.problems import refuses

@@ -30,7 +30,7 @@ from models.comment import MAX_TREE, Comment, CommentQuery, CommentRead
 from models.feed import Feed, SortBy
 from models.like import CommentLike
 from models.user import User
-from services import idempotency, threads, versions
+from services import idempotency, purges, threads, versions
 from services.access import require_deletable, require_here, require_own
 from services.cursors import Cursor, Page, following, keyset
 from services.errors import CommentNotFound, FeedNotFound, InvalidInput
@@ -219,11 +219,7 @@ async def purge(db: AsyncSession, older_than: timedelta, *, batch: int = 1000) -
         .where(Comment.id.in_(wordy.with_for_update(skip_locked=True)))
         .values(content=""),
     ):
-        done = batch
-        while done:
-            async with db.begin():
-                done = len((await db.scalars(statement.returning(Comment.id))).all())
-            given_up += done
+        given_up += await purges.purge(db, statement, Comment.id)
     return given_up
 
 

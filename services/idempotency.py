@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from config.db import DatabaseError, Sessions
 from models.base import NOW
 from models.idempotency import IdempotencyKey as Key
+from services import purges
 from services.errors import IdempotencyKeyReused, NotAuthenticated, RequestOutstanding
 
 log = structlog.get_logger()
@@ -137,12 +138,7 @@ async def purge(db: AsyncSession, *, batch: int = 1000) -> int:
     """Forget what is too old to be answered again; gives how much. Each batch is a transaction."""
     old = select(Key.id).where(Key.create_dt <= NOW - KEPT).limit(batch)
     forgotten = delete(Key).where(Key.id.in_(old.with_for_update(skip_locked=True)))
-    total, done = 0, batch
-    while done == batch:
-        async with db.begin():
-            done = len((await db.scalars(forgotten.returning(Key.id))).all())
-        total += done
-    return total
+    return await purges.purge(db, forgotten, Key.id)
 
 
 async def _claim(db: AsyncSession, row: dict[str, Any]) -> int | Answer | None:

@@ -23,8 +23,8 @@ async def issue(db: AsyncSession, user: User, kind: LinkKind) -> str:
 
 async def wait(db: AsyncSession, user_id: int, kind: LinkKind, spacing: timedelta) -> timedelta:
     """How long until a user's newest link of a kind is that old; zero if it is or there is none."""
-    age = func.max(Link.expires_dt) - kind.life + spacing - NOW
-    newest = select(type_coerce(age, Interval)).where(Link.user_id == user_id, Link.kind == kind)
+    until = func.max(Link.expires_dt) - kind.life + spacing - NOW
+    newest = select(type_coerce(until, Interval)).where(Link.user_id == user_id, Link.kind == kind)
     left: timedelta | None = await db.scalar(newest)
     return max(left or timedelta(0), timedelta(0))
 

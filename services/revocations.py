@@ -135,7 +135,8 @@ class Revocations:
         async with self._sessions() as db, db.begin():
             await db.execute(select(func.pg_notify(CHANNEL, self._trial)))
         try:
-            await asyncio.wait_for(self._delivered.wait(), DELIVERED)
+            async with asyncio.timeout(DELIVERED):
+                await self._delivered.wait()
         except TimeoutError:
             log.warning(
                 "notifications do not arrive, so sessions that are ended by another process end "

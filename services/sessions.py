@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from models.base import NOW, CursorQuery, Message
 from models.session import RefreshToken, Session, SessionRead
 from models.user import TokenRead, User
-from services import idempotency
+from services import idempotency, purges
 from services.access import require_own
 from services.cursors import Cursor, Page, following, keyset
 from services.errors import InvalidRefreshToken, RefreshTokenReused, SessionNotFound
@@ -139,11 +139,7 @@ async def purge(db: AsyncSession, *, batch: int = 1000) -> None:
         (Session, Session.expires_dt <= NOW - KEPT),
     ):
         due = select(table.id).where(over).limit(batch).with_for_update(skip_locked=True)
-        gone = delete(table).where(table.id.in_(due)).returning(table.id)
-        done = batch
-        while done == batch:
-            async with db.begin():
-                done = len((await db.scalars(gone)).all())
+        await purges.purge(db, delete(table).where(table.id.in_(due)), table.id)
 
 
 def _going_on() -> tuple[ColumnElement[bool], ...]:

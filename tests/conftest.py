@@ -13,6 +13,7 @@ import secrets
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from sqlalchemy.ext.asyncio import (
 )
 
 from app import embedded, logs
-from app.main import Capabilities, create_app, open_capabilities, prepare
+from app.main import Capabilities, create_app, lend, open_capabilities, prepare
 from app.protocol import OPTIONS
 from config.s3 import open_s3
 from config.settings import Settings
@@ -239,14 +240,13 @@ async def make_app(
             if changes:
                 able = await stack.enter_async_context(open_capabilities(changed))
             app = create_app(changed)
-            app.state.sessions = sessions
-            app.state.images = able.images
-            app.state.passwords = able.passwords
-            app.state.tokens = able.tokens
-            app.state.revocations = _WellInformed(sessions, able.tokens.seconds)
-            app.state.likes = open_likes(sessions)
-            app.state.counters = able.counters
-            app.state.attempts = able.attempts
+            own = replace(
+                able,
+                sessions=sessions,
+                revocations=_WellInformed(sessions, able.tokens.seconds),
+                likes=open_likes(sessions),
+            )
+            lend(app, own)
             return app
 
         yield make
