@@ -42,7 +42,8 @@ class ETags:
                 version = scope.get("state", {}).get("version")
                 if not message.get("more_body") and (scope["method"] == "GET" or version):
                     tag = etag(message.get("body", b""), version)
-                    if _has(request, tag) and scope["method"] == "GET":
+                    given = ",".join(request.getlist("if-none-match"))
+                    if scope["method"] == "GET" and has(given, tag):
                         start, message = _not_modified(start), {"type": "http.response.body"}
                     MutableHeaders(scope=start)["etag"] = f'"{tag}"'
                 await send(start)
@@ -76,9 +77,8 @@ def _say_who_may_keep_it(headers: MutableHeaders, *, reads: bool, signed_in: boo
     headers.add_vary_header("Authorization")
 
 
-def _has(request: Headers, tag: str) -> bool:
-    """Whether the client has it; compared weakly (RFC 9110, section 8.8.3.2)."""
-    given = ",".join(request.getlist("if-none-match"))
+def has(given: str, tag: str) -> bool:
+    """Whether the client has it, says If-None-Match; compared weakly (section 8.8.3.2)."""
     return given.strip() == "*" or any(text == tag for _, text in TAG.findall(given))
 
 

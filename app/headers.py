@@ -27,6 +27,24 @@ def of_swagger_ui(page: bytes) -> str:
     )
 
 
+def _guarding(settings: Settings) -> dict[str, str]:
+    guarding = {
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "x-frame-options": "DENY",
+        "content-security-policy": _DATA,
+        "cross-origin-resource-policy": "same-origin",
+    }
+    if settings.base_url.startswith("https:"):
+        guarding["strict-transport-security"] = _HTTPS_ONLY
+    return guarding
+
+
+def of_data(settings: Settings) -> list[tuple[bytes, bytes]]:
+    """What an answer of the API gets, as ASGI has it."""
+    return [(name.encode(), value.encode()) for name, value in _guarding(settings).items()]
+
+
 class SecurityHeaders:
     """Pure ASGI: adds each header that an answer does not have already.
 
@@ -36,15 +54,7 @@ class SecurityHeaders:
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self.app = app
-        self._headers = {
-            "x-content-type-options": "nosniff",
-            "referrer-policy": "no-referrer",
-            "x-frame-options": "DENY",
-            "content-security-policy": _DATA,
-            "cross-origin-resource-policy": "same-origin",
-        }
-        if settings.base_url.startswith("https:"):
-            self._headers["strict-transport-security"] = _HTTPS_ONLY
+        self._headers = _guarding(settings)
         # Images are there to be shown by other origins' pages. Those may also read the API, but by
         # CORS, which is not this header's business.
         self._of_images = self._headers | {"cross-origin-resource-policy": "cross-origin"}

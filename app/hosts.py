@@ -26,12 +26,12 @@ class KnownHosts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in _PROBES:
             given = Headers(scope=scope).getlist("host")
-            if len(given) != 1 or not self._knows(given[0]):
+            if len(given) != 1 or not self.knows(given[0]):
                 await answer(scope, UnknownHost())(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
-    def _knows(self, given: str) -> bool:
+    def knows(self, given: str) -> bool:
         match = _HOST.fullmatch(given)
         name = match[1].lower().rstrip(".") if match else ""
         return name in self._names or name.endswith(self._endings)

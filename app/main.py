@@ -19,6 +19,7 @@ from fastapi.middleware.cors import CORSMiddleware
 import migrations
 from app import docs, etags, logs, problems, rate_limits
 from app.deadline import Deadline
+from app.fast_reads import FastReads, FeedReads
 from app.guard import BodyGuard
 from app.headers import SecurityHeaders
 from app.hosts import KnownHosts
@@ -26,7 +27,7 @@ from app.pages import add_pages
 from app.protocol import BoundedHead
 from app.proxies import TrustedProxies
 from app.request_log import RequestLog
-from config.db import Sessions, open_connection, open_engine, session_factory
+from config.db import Sessions, open_connection, open_engine, open_readers, session_factory
 from config.s3 import open_s3, require_bucket
 from config.settings import Settings, SettingsError
 from routers import (
@@ -160,6 +161,7 @@ class Capabilities:
     counters: Counters
     attempts: LoginAttempts
     exports: Exports
+    reads: FeedReads
 
 
 def lend(app: FastAPI, able: Capabilities) -> None:
@@ -176,6 +178,7 @@ async def open_capabilities(settings: Settings) -> AsyncGenerator[Capabilities]:
     limits = Limits(bytes=settings.max_image_bytes, pixels=settings.max_image_pixels)
     async with (
         open_engine(settings) as engine,
+        open_readers(settings) as readers,
         open_s3(settings) as s3,
         open_cleaner(limits, workers=settings.image_workers, widths=settings.widths) as cleaner,
         open_counters(settings.redis, "rates") as counters,
@@ -183,9 +186,10 @@ async def open_capabilities(settings: Settings) -> AsyncGenerator[Capabilities]:
         open_counters(settings.redis, "attempts") as attempts,
     ):
         sessions, tokens = session_factory(engine), Tokens(settings)
+        images = ImageStore(s3, cleaner, settings)
         yield Capabilities(
             sessions=sessions,
-            images=ImageStore(s3, cleaner, settings),
+            images=images,
             passwords=Passwords(settings.password_workers),
             tokens=tokens,
             revocations=Revocations(sessions, tokens.seconds),
@@ -193,6 +197,7 @@ async def open_capabilities(settings: Settings) -> AsyncGenerator[Capabilities]:
             counters=counters,
             attempts=LoginAttempts(None if settings.rates is None else attempts),
             exports=Exports(),
+            reads=FeedReads(readers, base_url=images.url(""), show_emails=settings.show_emails),
         )
 
 
@@ -226,8 +231,9 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     # The last one added is the outermost.
     app.add_middleware(BodyGuard)
     app.add_middleware(problems.LastResort)
-    if settings.rates is not None:
-        app.add_middleware(rate_limits.RateLimits, rates=settings.rates)
+    limits = None if settings.rates is None else rate_limits.Limits(settings.rates)
+    if limits is not None:
+        app.add_middleware(rate_limits.RateLimits, limits=limits)
     app.add_middleware(Deadline, seconds=settings.request_timeout)
     app.add_middleware(etags.ETags)
     if settings.hosts:
@@ -246,5 +252,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     )
     app.add_middleware(SecurityHeaders, settings=settings)
     app.add_middleware(RequestLog, access_log=settings.access_log)
+    if settings.fast_reads:
+        app.add_middleware(FastReads, settings=settings, limits=limits)
     if settings.proxies:
         app.add_middleware(TrustedProxies, proxies=settings.proxies)

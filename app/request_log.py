@@ -23,9 +23,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        # An id of a client goes into logs and headers, so only a plain one is taken over.
-        request_id = given if _SANE.fullmatch(given) else str(uuid7())
+        request_id = identify(Headers(scope=scope).get("x-request-id", ""))
         scope.setdefault("state", {})["request_id"] = request_id
         status, sent = None, 0
 
@@ -44,11 +42,19 @@ class RequestLog:
                 await self.app(scope, receive, counted)
             finally:
                 if self.access_log:
-                    log.info(
-                        "request",
-                        method=scope["method"],
-                        route=getattr(scope.get("route"), "path_format", scope["path"]),
-                        status=status,
-                        ms=round((time.perf_counter() - started) * 1000, 2),
-                        bytes=sent,
-                    )
+                    route = getattr(scope.get("route"), "path_format", None) or scope["path"]
+                    write_down(scope["method"], route, status, started, sent)
+
+
+def identify(given: str) -> str:
+    """A request's id: the client's, or one of ours."""
+    # It goes into logs and headers, so only a plain one is taken over.
+    return given if _SANE.fullmatch(given) else str(uuid7())
+
+
+def write_down(
+    method: str, route: str, status: int | None, started: float, sent: int, **more: str
+) -> None:
+    """Log one line of a request that `started` by time.perf_counter() and `sent` so many bytes."""
+    ms = round((time.perf_counter() - started) * 1000, 2)
+    log.info("request", method=method, route=route, status=status, ms=ms, bytes=sent, **more)

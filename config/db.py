@@ -4,7 +4,8 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import event
+import asyncpg
+from sqlalchemy import event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
@@ -19,6 +20,9 @@ from starlette.requests import HTTPConnection
 from config.settings import Settings
 
 Sessions = async_sessionmaker[AsyncSession]
+# Of `open_readers`: how many, and seconds.
+READERS = 4
+READ_PATIENCE = 2.0
 # What a call to the database raises when the database is at fault, or is not there; a connection
 # that hangs when it is tried, before it is used, ends in a bare TimeoutError.
 DatabaseError = (SQLAlchemyError, OSError)
@@ -61,6 +65,42 @@ async def open_connection(settings: Settings) -> AsyncGenerator[AsyncConnection]
     """A connection beside the pool, to listen at; each statement commits itself, in 3 seconds."""
     async with open_engine(settings, patience=3) as engine, engine.connect() as connection:
         yield await connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
+@asynccontextmanager
+async def open_readers(settings: Settings) -> AsyncGenerator[asyncpg.Pool]:
+    """A few connections for statements that only read, prepared once and planned once.
+
+    They are lent first come, first served, and one that died is replaced. What takes longer than
+    READ_PATIENCE is given up on (TimeoutError).
+    """
+    url = make_url(settings.database_url or "")
+    _, connecting = url.get_dialect()().create_connect_args(url)
+    async with asyncpg.create_pool(
+        **connecting,
+        min_size=0,
+        max_size=READERS,
+        max_queries=2**63,
+        timeout=READ_PATIENCE,
+        command_timeout=READ_PATIENCE,
+        # Nothing is left on a connection that the next one would have to be protected from.
+        reset=_nothing,
+        server_settings={
+            "application_name": "feedboard",
+            "default_transaction_read_only": "on",
+            "statement_timeout": str(int(READ_PATIENCE * 1000)),
+            # These find some rows by an index, whatever they are asked for: no need to plan anew,
+            # which takes as long as the reading itself, nor to compile.
+            "plan_cache_mode": "force_generic_plan",
+            "random_page_cost": "1.1",
+            "jit": "off",
+        },
+    ) as pool:
+        yield pool
+
+
+async def _nothing(connection: asyncpg.Connection) -> None:
+    pass
 
 
 def _bounds(patience: float | None) -> dict[str, str]:

@@ -211,6 +211,11 @@ class Settings(BaseSettings):
         description="Seconds that a request may keep the service busy before it answers; the time "
         "that a client takes to send a body is not counted.",
     )
+    fast_reads: bool = Field(
+        True,
+        description="Whether a feed and a page of all feeds are read the fast way. It changes "
+        "nothing but the speed.",
+    )
     access_log: bool = Field(True, description="Whether each request is logged, one line each.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged."

@@ -1,8 +1,7 @@
 """What all tables share: how constraints are named, ids, and times in UTC."""
 
-import json
 from datetime import datetime
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Annotated, Any
 
 from pydantic import (
@@ -15,7 +14,7 @@ from pydantic import (
     WithJsonSchema,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import core_schema
+from pydantic_core import core_schema, to_json
 from sqlalchemy import BigInteger, DateTime, Identity, MetaData, func
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -59,6 +58,11 @@ class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", from_attributes=True)
 
 
+def version(edited: bytes) -> str:
+    """The name of what something's editors have made of it, out of that as JSON."""
+    return sha256(edited).hexdigest()[:16]
+
+
 class Versioned(Shape):
     """Something that is edited; its version changes with what its editors edit, and no more."""
 
@@ -68,8 +72,7 @@ class Versioned(Shape):
 
     def version(self) -> str:
         # Of what it says, so that no edit can forget to count it.
-        said = json.dumps(self.edited(), default=str).encode()
-        return blake2b(said, digest_size=8).hexdigest()
+        return version(to_json(self.edited()))
 
 
 # In a shape's JSON Schema.

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 from sqlalchemy import ARRAY, BigInteger, ForeignKey, Index, text
@@ -53,6 +53,8 @@ Content = Annotated[str, StringConstraints(min_length=1, max_length=100_000), st
 
 
 class FeedRead(Versioned):
+    EDITED: ClassVar = ("title", "content", "images", "update_dt")
+
     id: int = Field(examples=[1])
     title: str = Field(examples=["Two days in Jeonju"])
     content: str = Field(examples=["Bibimbap, and a walk through the old town."])
@@ -74,8 +76,7 @@ class FeedRead(Versioned):
     update_dt: datetime
 
     def edited(self) -> list[Any]:
-        images = [(image.id, image.alt) for image in self.images]
-        return [self.title, self.content, images, self.update_dt]
+        return [getattr(self, name) for name in self.EDITED]
 
 
 class FeedRevisionRead(Shape):

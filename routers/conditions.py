@@ -6,7 +6,7 @@ of the whole answer. A like in between changes the hash, and is no reason to ref
 
 import re
 from collections.abc import Callable
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Request
@@ -31,7 +31,8 @@ _Condition = Annotated[str | None, WithJsonSchema({"type": "string", "format": "
 
 def etag(body: bytes, version: str | None) -> str:
     """The tag of an answer, without its quotes; single things have a version."""
-    found = blake2b(body, digest_size=16).hexdigest()
+    # Where processors have instructions for it, SHA-256 is several times as fast as BLAKE2.
+    found = sha256(body).hexdigest()[:32]
     return f"{version}.{found}" if version else found
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
-from sqlalchemy import Select, tuple_
+from sqlalchemy import BigInteger, DateTime, Select, bindparam, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
 from models.base import MAX_ID
@@ -76,6 +76,18 @@ class Cursor:
             )
         return cursor
 
+    def values(self) -> dict[str, Any]:
+        """Itself, for a statement that was built with `Bound`."""
+        return {"after_dt": self.time, "after_id": self.id}
+
+
+class Bound:
+    """Any cursor, for a statement that is built once: its values come with each execution."""
+
+    time = bindparam("after_dt", type_=DateTime(timezone=True))
+    id = bindparam("after_id", type_=BigInteger)
+    path = ()
+
 
 @dataclass(frozen=True)
 class Page(Generic[T]):
@@ -105,7 +117,7 @@ def keyset(
     statement: Select[*Ts],
     time: InstrumentedAttribute[datetime],
     id_: InstrumentedAttribute[int],
-    cursor: Cursor | None,
+    cursor: Cursor | Bound | None,
     *,
     descending: bool,
 ) -> Select[*Ts]:

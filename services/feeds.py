@@ -3,33 +3,53 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Row, Select, bindparam, exists, func, select
+from pydantic import TypeAdapter
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Integer,
+    Row,
+    Select,
+    any_,
+    bindparam,
+    func,
+    select,
+)
 from sqlalchemy import delete as delete_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from models.base import NOW, Message
 from models.feed import Feed, FeedRead, ListQuery, SortBy
-from models.image import Image
+from models.image import Image, ImageRead
 from models.like import FeedLike
 from models.user import User
 from services import history, idempotency, ledger, versions
 from services.access import require_deletable, require_here, require_own
-from services.cursors import Cursor, Page, following, keyset
+from services.cursors import Bound, Cursor, Page, following, keyset
 from services.errors import FeedNotFound, InvalidInput
-from services.images import of_feeds
+from services.images import WITH_FEED, shown_with_feed
 from services.ledger import Upload
 from services.readers import Reader
 from services.store import ImageStore
 from services.versions import Expected
 
-# Two statements show a feed or a page of them, however many images they have: this, and
-# `images.of_feeds`.
-_LIKED = exists().where(
-    FeedLike.feed_id == Feed.id, FeedLike.user_id == bindparam("reader_id", type_=BigInteger)
+# Which of these readers like it.
+_LIKED_BY = func.array(
+    select(FeedLike.user_id)
+    .where(
+        FeedLike.feed_id == Feed.id,
+        FeedLike.user_id == any_(bindparam("reader_ids", type_=ARRAY(BigInteger))),
+    )
+    .correlate(Feed)
+    .scalar_subquery(),
+    type_=ARRAY(BigInteger),
 )
-_SHOWN = (
+# One statement shows a feed or a page of them, however many images they have.
+SHOWN = (
     select(
         Feed.id,
         Feed.title,
@@ -37,15 +57,17 @@ _SHOWN = (
         Feed.author_id,
         User.email.label("author_email"),
         User.nickname.label("author_nickname"),
+        WITH_FEED.label("images"),
         Feed.like_count,
         Feed.comment_count,
-        _LIKED.label("liked"),
+        _LIKED_BY.label("liked_by"),
         Feed.create_dt,
         Feed.update_dt,
     )
     .join(User, User.id == Feed.author_id)
     .where(Feed.deleted_dt.is_(None))
 )
+_IMAGES = TypeAdapter(list[ImageRead])
 
 
 async def create(
@@ -88,16 +110,26 @@ async def page(
     db: AsyncSession, images: ImageStore, reader: Reader, query: ListQuery, *of: ColumnElement[bool]
 ) -> Page[FeedRead]:
     """A page of all feeds, or `of` some; raises InvalidInput for a cursor that does not fit."""
-    statement, sort_by = _page_statement(query)
+    cursor, sort_by = _start(query)
+    found = page_of(sort_by, after=cursor is not None).where(*of).offset(query.skip or None)
     async with db.begin():
         # One more than asked for says whether there is a next page, without counting.
-        found = statement.where(*of).limit(query.limit + 1)
-        rows = (await db.execute(found, {"reader_id": reader.id})).all()
-        feeds = await _feeds(db, images, reader, rows[: query.limit])
+        asked = {"page_size": query.limit + 1} | (cursor.values() if cursor else {})
+        rows = (await db.execute(found, shown_to(images, reader) | asked)).all()
         counted = select(func.count()).select_from(Feed).where(Feed.deleted_dt.is_(None), *of)
         total = await db.scalar(counted) if query.total else None
+    shown = [_read(reader, row) for row in rows[: query.limit]]
     time = "update_dt" if sort_by.startswith("update") else "create_dt"
-    return Page(feeds, following(rows, query.limit, sort_by=sort_by, time=time), total)
+    return Page(shown, following(rows, query.limit, sort_by=sort_by, time=time), total)
+
+
+@cache
+def page_of(sort_by: SortBy, *, after: bool) -> Select[*tuple[Any, ...]]:
+    """The statement of a page of `page_size` feeds, which may start after a cursor's feed."""
+    time = Feed.update_dt if sort_by.startswith("update") else Feed.create_dt
+    cursor = Bound() if after else None
+    statement = keyset(SHOWN, time, Feed.id, cursor, descending=sort_by.endswith("desc"))
+    return statement.limit(bindparam("page_size", type_=Integer))
 
 
 async def update(
@@ -215,7 +247,7 @@ async def remove(db: AsyncSession, feed_ids: Sequence[int]) -> Sequence[str]:
     return discarded
 
 
-def _page_statement(query: ListQuery) -> tuple[Select[*tuple[Any, ...]], SortBy]:
+def _start(query: ListQuery) -> tuple[Cursor | None, SortBy]:
     cursor = Cursor.decode(query.cursor) if query.cursor else None
     if cursor and query.skip:
         raise InvalidInput("Give either cursor or skip, not both.", pointer="/skip")
@@ -224,37 +256,42 @@ def _page_statement(query: ListQuery) -> tuple[Select[*tuple[Any, ...]], SortBy]
             f"The cursor is of a list sorted by {cursor.sort_by}; leave sort_by out.",
             pointer="/sort_by",
         )
-    sort_by = cursor.sort_by if cursor else query.sort_by or SortBy.CREATE_DT_DESC
-    time = Feed.update_dt if sort_by.startswith("update") else Feed.create_dt
-    descending = sort_by.endswith("desc")
-    statement = keyset(_SHOWN, time, Feed.id, cursor, descending=descending)
-    return statement.offset(query.skip or None), sort_by
+    return cursor, cursor.sort_by if cursor else query.sort_by or SortBy.CREATE_DT_DESC
 
 
 async def _shown(db: AsyncSession, images: ImageStore, reader: Reader, feed_id: int) -> FeedRead:
-    found = _SHOWN.where(Feed.id == feed_id)
-    rows = (await db.execute(found, {"reader_id": reader.id})).all()
-    if not rows:
+    row = (await db.execute(_ONE, shown_to(images, reader) | {"feed_id": feed_id})).one_or_none()
+    if row is None:
         raise FeedNotFound
-    return (await _feeds(db, images, reader, rows))[0]
+    return _read(reader, row)
 
 
-async def _feeds(
-    db: AsyncSession, images: ImageStore, reader: Reader, rows: Sequence[Row[*tuple[Any, ...]]]
-) -> list[FeedRead]:
-    shown = await of_feeds(db, images, [row.id for row in rows])
-    return [
-        FeedRead(
-            **dict(row._mapping)
-            | {
-                "author_email": reader.email(row.author_email, of=row.author_id),
-                "liked": None if reader.id is None else row.liked,
-            },
-            image_urls=[image.url for image in shown[row.id]],
-            images=shown[row.id],
-        )
-        for row in rows
-    ]
+_ONE = SHOWN.where(Feed.id == bindparam("feed_id", type_=BigInteger))
+
+
+def shown_to(images: ImageStore, *readers: Reader) -> dict[str, Any]:
+    """What `SHOWN` asks for: where images are, and for whom it is that likes are looked up."""
+    ids = [reader.id for reader in readers if reader.id is not None]
+    return {"base_url": images.url(""), "reader_ids": ids}
+
+
+def _read(reader: Reader, row: Row[*tuple[Any, ...]]) -> FeedRead:
+    images = _IMAGES.validate_json(shown_with_feed(row.images)[1])
+    return FeedRead(
+        id=row.id,
+        title=row.title,
+        content=row.content,
+        author_id=row.author_id,
+        author_email=reader.email(row.author_email, of=row.author_id),
+        author_nickname=row.author_nickname,
+        image_urls=[image.url for image in images],
+        images=images,
+        like_count=row.like_count,
+        comment_count=row.comment_count,
+        liked=None if reader.id is None else reader.id in row.liked_by,
+        create_dt=row.create_dt,
+        update_dt=row.update_dt,
+    )
 
 
 async def _locked(db: AsyncSession, feed_id: int) -> Feed:

@@ -73,11 +73,14 @@ class Revocations:
         for session_id in session_ids:
             self._ended.setdefault(session_id, monotonic() + self._lifetime)
 
+    def is_live(self, session_id: int) -> bool | None:
+        """Whether the session goes on, as far as is known here; None while that is in doubt."""
+        return session_id not in self._ended if self.current else None
+
     async def require_live(self, session_id: int) -> None:
         """Raise NotAuthenticated if the session has ended; a query only while that is in doubt."""
-        if self.current:
-            live = session_id not in self._ended
-        else:
+        live = self.is_live(session_id)
+        if live is None:
             found = select(Session.id).where(Session.id == session_id, Session.ended_dt.is_(None))
             async with self._sessions() as db, db.begin():
                 live = await db.scalar(found) is not None

@@ -236,7 +236,8 @@ async def make_app(
     async with AsyncExitStack() as stack:
 
         async def make(**changes: Any) -> FastAPI:
-            changed, able = settings.replace(**changes), capabilities
+            # Other connections do not see what is in it.
+            changed, able = settings.replace(fast_reads=False, **changes), capabilities
             if changes:
                 able = await stack.enter_async_context(open_capabilities(changed))
             app = create_app(changed)

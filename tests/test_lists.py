@@ -1,7 +1,6 @@
 """Pages of feeds: order, cursors, counting, and what a page costs."""
 
 from contextlib import contextmanager
-from itertools import chain
 
 import pytest
 from sqlalchemy import event, insert, text
@@ -28,7 +27,7 @@ async def board(db):
                     title=f"{n}",
                     content="C",
                     author_id=author,
-                    create_dt=text(f"now() + interval '{n % 10} seconds'"),
+                    create_dt=text(f"now() - interval '{10 - n % 10} seconds'"),
                     update_dt=text(f"now() - interval '{n % 7} microseconds'"),
                 )
             )
@@ -71,13 +70,11 @@ async def test_the_last_page_has_no_link(client, board):
 
 
 async def test_a_feed_posted_meanwhile_shifts_no_page(client, board, make_user, make_feed):
-    first = await client.get("/api/feed/list?limit=10&sort_by=create_dt_asc")
+    first = await client.get("/api/feed/list?limit=10")
     before = await walk(client, first.links["next"]["url"])
     await make_feed(await make_user())
 
-    after = await walk(client, first.links["next"]["url"])
-
-    assert list(chain(*after))[:50] == list(chain(*before))[:50]
+    assert await walk(client, first.links["next"]["url"]) == before
 
 
 async def test_skip_is_taken_for_the_sake_of_older_clients(client, board):
@@ -157,5 +154,5 @@ async def test_a_page_costs_the_same_statements_for_one_feed_and_for_fifty(
         page = await client.get("/api/feed/list?limit=50")
 
     assert sum(len(feed["image_urls"]) for feed in page.json()) == 49
-    assert len([s for s in for_one if s.startswith("SELECT")]) == 2
+    assert len([s for s in for_one if s.startswith("SELECT")]) == 1
     assert len(for_fifty) == len(for_one)
