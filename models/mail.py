@@ -1,12 +1,24 @@
 """A mail that waits to be sent: to which address, and what for."""
 
 from datetime import datetime
+from enum import StrEnum
 
-from sqlalchemy import UniqueConstraint
+from sqlalchemy import Enum, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import NOW, Base, Identified
-from models.link import LINK_KIND, LinkKind
+from models.link import LinkKind
+
+
+class MailKind(StrEnum):
+    RESET = "reset"
+    VERIFY = "verify"
+    CHANGED = "changed"
+
+    @property
+    def link(self) -> LinkKind | None:
+        """What the link in such a mail is for; None where there is none in it."""
+        return None if self is MailKind.CHANGED else LinkKind(self)
 
 
 class Mail(Identified, Base):
@@ -18,7 +30,18 @@ class Mail(Identified, Base):
     __table_args__ = (UniqueConstraint("email_key", "kind"),)
 
     email_key: Mapped[str]
-    kind: Mapped[LinkKind] = mapped_column(LINK_KIND)
+    kind: Mapped[MailKind] = mapped_column(
+        Enum(
+            MailKind,
+            name="kind",
+            native_enum=False,
+            create_constraint=True,
+            length=16,
+            values_callable=lambda kinds: [kind.value for kind in kinds],
+        )
+    )
     attempts: Mapped[int] = mapped_column(server_default="0", default=0)
     create_dt: Mapped[datetime] = mapped_column(server_default=NOW)
     due_dt: Mapped[datetime] = mapped_column(server_default=NOW, index=True)
+    # Sent, or nobody to send it to; kept for a while, so that the next one does not follow at once.
+    done_dt: Mapped[datetime | None]

@@ -6,6 +6,8 @@ from models.base import Message
 from models.link import EmailVerification, PasswordChange, PasswordForgotten, PasswordReset
 from routers.dependencies import (
     STRICT,
+    Attempts,
+    ClientAddress,
     CurrentSessionId,
     CurrentUser,
     Db,
@@ -22,6 +24,7 @@ from services.errors import (
     LinkNotFound,
     MalformedBody,
     NotAuthenticated,
+    TooManyAttempts,
     UnsupportedMediaType,
 )
 
@@ -37,25 +40,32 @@ _READS_JSON = refuses(MalformedBody, UnsupportedMediaType)
 @router.post(
     "/password/change",
     summary="Change my password",
-    responses=_READS_JSON | refuses(NotAuthenticated),
+    responses=_READS_JSON | refuses(NotAuthenticated, TooManyAttempts),
 )
 @keyed
 async def change_password(
     db: Db,
     passwords: PasswordHasher,
+    attempts: Attempts,
+    address: ClientAddress,
     revocations: EndedSessions,
     user: CurrentUser,
     session_id: CurrentSessionId,
     change: PasswordChange,
 ) -> Message:
-    """Change the password, which logs out everywhere else."""
+    """Change the password, which logs out everywhere else, and is told by mail.
+
+    A wrong old one counts with those at log-in, and has to wait like them.
+    """
     return await accounts.change_password(
         db,
         passwords,
+        attempts,
         revocations,
         user,
         old=change.old_password.get_secret_value(),
         new=change.new_password.get_secret_value(),
+        address=address,
         session_id=session_id,
     )
 
@@ -77,7 +87,8 @@ async def forgot_password(db: Db, account: PasswordForgotten) -> Message:
 async def reset_password(
     db: Db, passwords: PasswordHasher, revocations: EndedSessions, reset: PasswordReset
 ) -> Message:
-    """Set the password by the token of a mail's link, which logs out everywhere."""
+    """Set the password by the token of a mail's link, which logs out everywhere, and is told by
+    another mail."""
     password = reset.password.get_secret_value()
     return await accounts.reset_password(
         db, passwords, revocations, token=reset.token, password=password

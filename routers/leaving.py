@@ -119,8 +119,8 @@ async def leave(
 ) -> Receipt:
     """Erase my account and all that is mine, for good; what others wrote stays.
 
-    A wrong password is 401, as at log-in. A large account is gone at once, and the rest of what
-    was its own within minutes.
+    A wrong password is 401, as at log-in, and counts with those. A large account is gone at once,
+    and the rest of what was its own within minutes.
     """
     password = asked.password.get_secret_value()
     async with attempts.attempt(user.email, address):

@@ -5,9 +5,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from models.base import NOW, Message
 from models.link import LinkKind
+from models.mail import MailKind
 from models.user import User
 from services import idempotency, links, postman, sessions
-from services.errors import EmailNotVerified, InvalidInput
+from services.attempts import LoginAttempts
+from services.errors import EmailNotVerified, InvalidCredentials, InvalidInput
 from services.passwords import Passwords
 from services.revocations import Revocations
 
@@ -26,20 +28,26 @@ _CONFIRMED = Message(message="E-Mail Address Confirmed")
 async def change_password(
     db: AsyncSession,
     passwords: Passwords,
+    attempts: LoginAttempts,
     revocations: Revocations,
     user: User,
     *,
     old: str,
     new: str,
+    address: str,
     session_id: int,
 ) -> Message:
-    """Change the password, and end all sessions but this one.
+    """Change the password, end all sessions but this one, and tell the user by mail.
 
     Raises InvalidInput for an old password that is not the user's, and a new one that is easily
-    guessed.
+    guessed; TooManyAttempts, where too many old ones were wrong.
     """
-    if not await passwords.verify(old, user.password_hash):
-        raise InvalidInput(WRONG, pointer="/old_password")
+    try:
+        async with attempts.attempt(user.email, address):
+            if not await passwords.verify(old, user.password_hash):
+                raise InvalidCredentials
+    except InvalidCredentials:
+        raise InvalidInput(WRONG, pointer="/old_password") from None
     password_hash = await passwords.hash(
         new, known=(user.email, user.nickname), pointer="/new_password"
     )
@@ -50,6 +58,7 @@ async def change_password(
         if await db.scalar(change.execution_options(synchronize_session=False)) is None:
             raise InvalidInput(WRONG, pointer="/old_password")
         await links.void(db, user.id, LinkKind.RESET)
+        await postman.ask(db, MailKind.CHANGED, user.email)
         ended = await sessions.end_all(db, user.id, but=session_id)
         done = await idempotency.keep(db, _CHANGED)
     revocations.note(ended)
@@ -59,14 +68,15 @@ async def change_password(
 async def forget_password(db: AsyncSession, *, email: str) -> Message:
     """Have a mail sent with a link for a new password; the same work for an unknown address."""
     async with db.begin():
-        await postman.ask(db, LinkKind.RESET, email)
+        await postman.ask(db, MailKind.RESET, email)
         return await idempotency.keep(db, _ASKED)
 
 
 async def reset_password(
     db: AsyncSession, passwords: Passwords, revocations: Revocations, *, token: str, password: str
 ) -> Message:
-    """Set the password by a mail's link, and end all sessions. The address is verified by it.
+    """Set the password by a mail's link, end all sessions, and tell the user by another mail. The
+    address is verified by it.
 
     Raises LinkNotFound, and InvalidInput for a password that is easily guessed; the link is then
     still good.
@@ -77,6 +87,7 @@ async def reset_password(
     async with db.begin():
         user_id = await links.use(db, LinkKind.RESET, token)
         await _verified(db, user_id, password_hash=password_hash)
+        await postman.ask(db, MailKind.CHANGED, user.email)
         ended = await sessions.end_all(db, user_id)
         done = await idempotency.keep(db, _CHANGED)
     revocations.note(ended)
@@ -87,7 +98,7 @@ async def send_verification(db: AsyncSession, user: User) -> Message:
     """Have another mail sent that verifies the address, unless it is verified already."""
     async with db.begin():
         if user.verified_dt is None:
-            await postman.ask(db, LinkKind.VERIFY, user.email)
+            await postman.ask(db, MailKind.VERIFY, user.email)
         return await idempotency.keep(db, _VERIFIED if user.verified_dt else _SENT)
 
 

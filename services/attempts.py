@@ -1,5 +1,8 @@
 """Log-in attempts: whoever guesses passwords waits longer and longer, and locks nobody else out.
 
+What asks a signed-in user for the password counts with them: a token that was stolen must not be a
+second way to guess.
+
 Failures are counted three ways. Of an account from an address: a few are free, then each attempt
 has to wait twice as long as the one before. Of an address over all accounts, and of an account over
 all addresses: the same after more failures, but not for an address from which this account has been
@@ -89,7 +92,7 @@ class LoginAttempts:
             left = max(1, math.ceil(await self._counters.seconds_left(count.wait)))
             await self._give_back(counts[:done], begun)
             raise TooManyAttempts(
-                f"Too many log-ins failed; try again in {left} seconds.", retry_after=left
+                f"Too many wrong passwords; try again in {left} seconds.", retry_after=left
             )
         return begun
 

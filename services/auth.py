@@ -5,7 +5,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from models.base import NOW
-from models.link import LinkKind
+from models.mail import MailKind
 from models.nickname import nickname_key
 from models.session import Session
 from models.user import TokenRead, User, email_key
@@ -52,7 +52,7 @@ async def signup(
     async with db.begin():
         if user := await db.scalar(added):
             if not verified:
-                await postman.ask(db, LinkKind.VERIFY, email)
+                await postman.ask(db, MailKind.VERIFY, email)
             return await idempotency.keep(db, user)
         raise EmailTaken if await db.scalar(known) else NicknameTaken
 

@@ -281,10 +281,10 @@ class TooManyRequests(Refusal):
 
 
 class TooManyAttempts(Refusal):
-    """Too many log-ins to this account, or from this address, failed lately."""
+    """Too many wrong passwords came lately: of this account, or from this address."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
-    default = "Too many log-ins failed; try again when Retry-After says."
+    default = "Too many wrong passwords; try again when Retry-After says."
     retry_after = 60
 
 

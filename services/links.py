@@ -2,9 +2,8 @@
 
 import hashlib
 import secrets
-from datetime import timedelta
 
-from sqlalchemy import ColumnElement, Interval, delete, func, select, type_coerce
+from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from models.base import NOW
@@ -19,14 +18,6 @@ async def issue(db: AsyncSession, user: User, kind: LinkKind) -> str:
     db.add(Link(user_id=user.id, kind=kind, token_hash=_hash(token), expires_dt=NOW + kind.life))
     await db.flush()
     return token
-
-
-async def wait(db: AsyncSession, user_id: int, kind: LinkKind, spacing: timedelta) -> timedelta:
-    """How long until a user's newest link of a kind is that old; zero if it is or there is none."""
-    until = func.max(Link.expires_dt) - kind.life + spacing - NOW
-    newest = select(type_coerce(until, Interval)).where(Link.user_id == user_id, Link.kind == kind)
-    left: timedelta | None = await db.scalar(newest)
-    return max(left or timedelta(0), timedelta(0))
 
 
 async def owner(db: AsyncSession, kind: LinkKind, token: str) -> User:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from email.message import EmailMessage
 from email.policy import SMTPUTF8
-from email.utils import format_datetime, localtime, make_msgid, parseaddr
+from email.utils import format_datetime, localtime, parseaddr
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -18,7 +18,7 @@ import structlog
 from uuid_utils import uuid7
 
 from config.settings import Settings
-from models.link import LinkKind
+from models.mail import MailKind
 
 log = structlog.get_logger()
 
@@ -29,12 +29,13 @@ PATIENCE = 30
 MailError = (OSError, aiosmtplib.SMTPException)
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _SUBJECTS = {
-    LinkKind.RESET: "Choose a new password",
-    LinkKind.VERIFY: "Confirm your e-mail address",
+    MailKind.RESET: "Choose a new password",
+    MailKind.VERIFY: "Confirm your e-mail address",
+    MailKind.CHANGED: "Your password was changed",
 }
 # Nothing in them is by a user: else whoever signs up could have us send words to anybody.
 _TEXTS = {
-    LinkKind.RESET: """\
+    MailKind.RESET: """\
 Somebody, hopefully you, asked for a new password for the account that this
 address has at {board}
 
@@ -44,7 +45,7 @@ To choose one, open this page within 30 minutes:
 
 It works once. If it was not you, do nothing: your password stays as it is.
 """,
-    LinkKind.VERIFY: """\
+    MailKind.VERIFY: """\
 Somebody, hopefully you, opened an account with this address at
 {board}
 
@@ -53,6 +54,17 @@ To confirm that the address is yours, open this page within a day:
 {link}
 
 If it was not you, do nothing.
+""",
+    # No link to click, so that nobody gets used to one in such a mail.
+    MailKind.CHANGED: """\
+The password was changed of the account that this address has at
+{board}
+
+If it was you, there is nothing to do.
+
+If it was not you, somebody knew your password, or reads your mail. Make sure
+that your mail is yours alone; then ask for a new password, by "forgot password"
+where you log in. That logs out everybody else.
 """,
 }
 
@@ -67,20 +79,22 @@ class Post:
 
     sender: str
     board: str
-    pages: dict[LinkKind, str]
+    pages: dict[MailKind, str]
     deliver: Callable[[EmailMessage], Awaitable[None]]
 
-    async def send(self, kind: LinkKind, *, to: str, token: str) -> None:
-        """Send the mail that carries this token; raises Undeliverable and what MailError names."""
+    async def send(self, kind: MailKind, *, to: str, token: str) -> None:
+        """Send a mail, with this token where its kind has a link; raises Undeliverable and what
+        MailError names."""
         message = EmailMessage(SMTPUTF8)
         message["From"] = self.sender
         message["To"] = to
         message["Subject"] = _SUBJECTS[kind]
         message["Date"] = format_datetime(localtime())
-        message["Message-ID"] = make_msgid(domain=parseaddr(self.sender)[1].rpartition("@")[2])
+        # Not by `make_msgid`, which tells the process's id.
+        message["Message-ID"] = f"<{uuid7()}@{parseaddr(self.sender)[1].rpartition('@')[2]}>"
         # No holiday notice is to answer it (RFC 3834).
         message["Auto-Submitted"] = "auto-generated"
-        link = self.pages[kind].replace("{token}", token)
+        link = self.pages.get(kind, "").replace("{token}", token)
         text = _TEXTS[kind].format(board=self.board, link=link)
         # As it is, so that the link in a file can be copied; quoted-printable would break it.
         message.set_content(text, cte="7bit" if text.isascii() else "8bit")
@@ -92,8 +106,8 @@ def open_post(settings: Settings) -> Post:
     """The way out that the settings say."""
     # Behind the #, where a browser keeps it to itself: it is in no log and in no Referer.
     pages = {
-        LinkKind.RESET: settings.reset_url or f"{settings.base_url}/account/reset#token={{token}}",
-        LinkKind.VERIFY: settings.verify_url
+        MailKind.RESET: settings.reset_url or f"{settings.base_url}/account/reset#token={{token}}",
+        MailKind.VERIFY: settings.verify_url
         or f"{settings.base_url}/account/verify#token={{token}}",
     }
     return Post(

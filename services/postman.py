@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config.db import DatabaseError, Sessions
 from models.base import NOW
-from models.link import LinkKind
-from models.mail import Mail
+from models.mail import Mail, MailKind
 from models.user import User, email_key
 from services import links
 from services.mail import MailError, Post, Undeliverable
@@ -28,7 +27,8 @@ log = structlog.get_logger()
 # Seconds between rounds; after rounds that failed the pause doubles, up to the second.
 SEND_EVERY = 2.0
 SEND_AT_LEAST_EVERY = 60.0
-# Between attempts at one mail; twice as long each time, up to the second.
+# Between attempts at one mail, and so no less than SPACING; twice as long each time, up to the
+# second.
 FIRST_PAUSE = timedelta(minutes=1)
 LONGEST_PAUSE = timedelta(hours=1)
 # Between two mails of a kind to one address: nobody's post is flooded by who asks for them.
@@ -39,30 +39,33 @@ GIVE_UP = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Claimed:
-    """A mail that is ours to send; `token` is None when there is nobody to send it to."""
+    """A mail that is ours to send; without an address when there is nobody to send it to, and
+    without a token when its kind has no link."""
 
     id: int
-    kind: LinkKind
+    kind: MailKind
     asked_dt: datetime
     attempt: int
     address: str = ""
-    token: str | None = None
-    postponed: bool = False
+    token: str = ""
 
 
-async def ask(db: AsyncSession, kind: LinkKind, email: str) -> None:
+async def ask(db: AsyncSession, kind: MailKind, email: str) -> None:
     """Have a mail sent, inside the caller's transaction, if there is an account of this address.
 
-    Whether there is one is looked up when it is sent: the asking is the same work either way.
+    Whether there is one is looked up when it is sent: the asking is the same work either way. One
+    that waits already keeps its turn; after one that goes or went just now, the next one waits.
     """
     wanted = insert(Mail).values(email_key=email_key(email), kind=kind)
-    again = {"attempts": 0, "create_dt": NOW, "due_dt": NOW}
+    due = func.least(Mail.due_dt, NOW + SPACING)
+    again = {"attempts": 0, "create_dt": NOW, "due_dt": due, "done_dt": None}
     await db.execute(wanted.on_conflict_do_update(index_elements=["email_key", "kind"], set_=again))
 
 
 async def claim(db: AsyncSession) -> Claimed | None:
     """Claim the mail that has waited longest, and make its link; None when none is due."""
-    due = select(Mail).where(Mail.due_dt <= NOW).order_by(Mail.due_dt).limit(1)
+    waiting = (Mail.due_dt <= NOW, Mail.done_dt.is_(None))
+    due = select(Mail).where(*waiting).order_by(Mail.due_dt).limit(1)
     # One session serves many claims: nothing of an earlier one is taken for what is.
     fresh = {"populate_existing": True}
     async with db.begin():
@@ -77,17 +80,16 @@ async def claim(db: AsyncSession) -> Claimed | None:
         claimed = Claimed(mail.id, mail.kind, mail.create_dt, mail.attempts)
         account = select(User).where(User.email_key == mail.email_key)
         user = await db.scalar(account, execution_options=fresh)
-        if user is None or (mail.kind is LinkKind.VERIFY and user.verified_dt):
+        if user is None or (mail.kind is MailKind.VERIFY and user.verified_dt):
+            return claimed
+        claimed = replace(claimed, address=user.email)
+        if (link := mail.kind.link) is None:
             return claimed
         # A new link voids those of earlier mails, but not of earlier attempts at this one: a server
         # may have taken one of them after all.
         if mail.attempts == 1:
-            if wait := await links.wait(db, user.id, mail.kind, SPACING):
-                mail.attempts, mail.due_dt = 0, NOW + wait
-                return replace(claimed, postponed=True)
-            await links.void(db, user.id, mail.kind)
-        token = await links.issue(db, user, mail.kind)
-    return replace(claimed, address=user.email, token=token)
+            await links.void(db, user.id, link)
+        return replace(claimed, token=await links.issue(db, user, link))
 
 
 async def send_one(db: AsyncSession, post: Post) -> bool:
@@ -95,11 +97,17 @@ async def send_one(db: AsyncSession, post: Post) -> bool:
     mail = await claim(db)
     if mail is None:
         return False
-    if mail.postponed:
-        return True
-    if mail.token is None or await _sent(post, mail):
-        await _forget(db, mail)
+    if not mail.address or await _sent(post, mail):
+        await _note(db, mail)
     return True
+
+
+async def forget(db: AsyncSession) -> None:
+    """Delete the mails that are done with, once the next one of their kind need not wait."""
+    old = select(Mail.id).where(Mail.done_dt <= NOW - SPACING)
+    async with db.begin():
+        locked = old.with_for_update(skip_locked=True)
+        await db.execute(delete(Mail).where(Mail.id.in_(locked)))
 
 
 async def send_forever(sessions: Sessions, post: Post) -> None:
@@ -115,7 +123,7 @@ async def _sent(post: Post, mail: Claimed) -> bool:
     # What a server says may quote the mail, and so the link: a line tells the kind of error only.
     line = log.bind(mail=mail.id, kind=mail.kind.value, attempt=mail.attempt)
     try:
-        await post.send(mail.kind, to=mail.address, token=mail.token or "")
+        await post.send(mail.kind, to=mail.address, token=mail.token)
     except Undeliverable as error:
         line.warning("a mail cannot be delivered", error=str(error))
     except Exception as error:
@@ -135,11 +143,11 @@ def _named(error: BaseException) -> str:
     return f"{type(error).__name__} {code}" if code else type(error).__name__
 
 
-async def _forget(db: AsyncSession, mail: Claimed) -> None:
-    """Delete the row, unless the mail was asked for again in the meantime."""
-    done = delete(Mail).where(Mail.id == mail.id, Mail.create_dt == mail.asked_dt)
+async def _note(db: AsyncSession, mail: Claimed) -> None:
+    """Note that the mail is done with, unless it was asked for again in the meantime."""
+    done = update(Mail).where(Mail.id == mail.id, Mail.create_dt == mail.asked_dt)
     async with db.begin():
-        await db.execute(done)
+        await db.execute(done.values(done_dt=NOW).execution_options(synchronize_session=False))
 
 
 async def _round(sessions: Sessions, post: Post) -> bool:
@@ -151,6 +159,7 @@ async def _round(sessions: Sessions, post: Post) -> bool:
                 sent = True
             if sent:
                 await links.forget(db)
+            await forget(db)
             return True
     except DatabaseError as error:
         log.warning("mails could not be sent", error=str(error))

@@ -14,7 +14,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope
 
 from config.db import Sessions
 from config.settings import Settings
-from models.link import LinkKind
+from models.mail import MailKind
 from services import postman
 from services.mail import open_post
 
@@ -48,7 +48,7 @@ class Letterbox:
         (mail,) = await self.fetch()
         return token_in(mail)
 
-    async def ask(self, kind: LinkKind, email: str) -> None:
+    async def ask(self, kind: MailKind, email: str) -> None:
         async with self._sessions() as db, db.begin():
             await postman.ask(db, kind, email)
 

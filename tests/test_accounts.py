@@ -13,10 +13,11 @@ from sqlalchemy import delete, event, select, text, update
 
 from models.base import NOW
 from models.link import Link, LinkKind
+from models.mail import MailKind
 from models.user import User
 from routers.dependencies import verified
-from services import links, postman
-from services.errors import LinkNotFound
+from services import accounts, links, postman
+from services.errors import DatabaseUnavailable, LinkNotFound
 from tests.conftest import PASSWORD, bearer, client_of, user_maker
 from tests.mail import Letterbox
 from tests.test_problems import assert_problem
@@ -126,6 +127,58 @@ async def test_a_forgotten_password_is_replaced_by_a_mails_link(
     assert done.json() == {"message": "Password Changed"}
     assert (await log_in(PASSWORD), await log_in(NEW)) == (401, 200)
     assert await logged_in() == [False, False]
+
+
+@pytest.fixture(params=["change", "reset"])
+def change(request, ada, post, forgotten):
+    """Change the password by either way."""
+
+    async def change(new=NEW):
+        if request.param == "reset":
+            return await post("password/reset", {"token": await forgotten(), "password": new})
+        body = {"old_password": PASSWORD, "new_password": new}
+        return await post("password/change", body, ada)
+
+    return change
+
+
+async def test_whose_password_was_changed_is_told_by_mail(change, letterbox, settings):
+    assert (await change()).status_code == 200
+
+    (mail,) = await letterbox.fetch()
+    assert (mail["To"], mail["Subject"]) == (EMAIL, "Your password was changed")
+    assert settings.base_url in mail.get_content()
+    assert '"forgot password"' in mail.get_content()
+    assert "token" not in mail.as_string()
+
+
+async def test_a_password_that_stays_is_no_reason_for_a_mail(ada, change, post, letterbox):
+    wrong = {"old_password": "not this one", "new_password": NEW}
+
+    assert_problem(await change("lovelace99"), "invalid-input")
+    assert_problem(await post("password/change", wrong, ada), "invalid-input")
+    assert_problem(await post("password/reset", GONE | {"password": NEW}), "link-not-found")
+
+    assert await letterbox.fetch() == []
+
+
+@pytest.mark.parametrize("fails", ["postman.ask", "sessions.end_all", "idempotency.keep"])
+async def test_a_password_is_changed_and_told_of_or_neither(
+    change, letterbox, log_in, monkeypatch, fails
+):
+    module, function = fails.split(".")
+    real = getattr(getattr(accounts, module), function)
+
+    async def fail(db, *args, **also):
+        if args[0] in (MailKind.RESET, accounts._ASKED):  # What is asked for beforehand.
+            return await real(db, *args, **also)
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(getattr(accounts, module), function, fail)
+    assert_problem(await change(), "database-unavailable")
+
+    assert (await log_in(PASSWORD), await log_in(NEW)) == (200, 401)
+    assert await letterbox.fetch() == []
 
 
 async def test_a_link_works_once(ada, post, log_in, forgotten):

@@ -10,7 +10,7 @@ from services import attempts as rules
 from services.attempts import LoginAttempts
 from services.counters import Counters
 from services.errors import DatabaseUnavailable, InvalidCredentials, TooManyAttempts
-from tests.conftest import PASSWORD, client_of, user_maker
+from tests.conftest import PASSWORD, bearer, client_of, user_maker
 from tests.test_problems import assert_problem
 from tests.test_rate_limits import from_address
 
@@ -178,3 +178,71 @@ async def test_over_http_known_and_unknown_accounts_are_answered_alike(make_app,
     async with from_address(app, HOME) as home:
         login = {"email": ada["email"], "password": PASSWORD}
         assert (await home.post("/api/auth/login", json=login)).status_code == 200
+
+
+NEW = "a lighthouse at noon"
+
+
+async def change(client, user, old, new=NEW):
+    body = {"old_password": old, "new_password": new}
+    return await client.post("/api/auth/password/change", json=body, headers=bearer(user))
+
+
+async def leave(client, user, password):
+    body = {"password": password}
+    return await client.request("DELETE", "/api/mypage", json=body, headers=bearer(user))
+
+
+@pytest.fixture
+async def places(make_app, clock):
+    """Clients of one board: at home, and at a stranger's."""
+    app = await make_app(rate_limits="log-in=1000/day,sign-up=1000/day")
+    async with from_address(app, HOME) as home, from_address(app, STRANGER) as stranger:
+        yield home, stranger
+
+
+@pytest.mark.parametrize(("ask", "wrong"), [(change, 422), (leave, 401)])
+async def test_a_stolen_token_is_no_second_way_to_guess_a_password(places, clock, ask, wrong):
+    home, stranger = places
+    ada, bob = await user_maker(home)(), await user_maker(stranger)()
+    login = {"email": ada["email"], "password": PASSWORD}
+
+    guesses = [await ask(stranger, ada, f"guess {n}") for n in range(FREE + 1)]
+    last = await ask(stranger, ada, PASSWORD)
+
+    assert [guess.status_code for guess in guesses] == [wrong] * FREE + [429]
+    for refused in (guesses[-1], last, await stranger.post("/api/auth/login", json=login)):
+        assert_problem(refused, "too-many-attempts")
+        assert refused.headers["retry-after"] == "2"
+    # Neither the owner waits, nor another at that place.
+    assert (await home.post("/api/auth/login", json=login)).status_code == 200
+    assert (await ask(stranger, bob, PASSWORD)).status_code == 200
+    clock.now += 2
+    assert (await ask(stranger, ada, "another guess")).status_code == wrong
+    assert (await ask(stranger, ada, PASSWORD)).headers["retry-after"] == "4"
+    clock.now += 4
+    assert (await ask(stranger, ada, PASSWORD)).status_code == 200
+
+
+async def test_failed_log_ins_and_wrong_old_passwords_are_counted_together(places):
+    home, _ = places
+    ada = await user_maker(home)()
+    for _ in range(FREE):
+        await home.post("/api/auth/login", json={"email": ada["email"], "password": "wrong"})
+
+    assert_problem(await change(home, ada, "wrong"), "too-many-attempts")
+    assert_problem(await leave(home, ada, "wrong"), "too-many-attempts")
+
+
+async def test_the_right_old_password_ends_the_waiting_and_a_weak_new_one_begins_none(places):
+    home, _ = places
+    ada = await user_maker(home)()
+    for _ in range(FREE - 1):
+        await change(home, ada, "wrong")
+
+    weak = [await change(home, ada, PASSWORD, "password1") for _ in range(FREE + 1)]
+    wrong = [await change(home, ada, "wrong") for _ in range(FREE)]
+
+    for refused in weak:
+        assert assert_problem(refused, "invalid-input")["errors"][0]["pointer"] == "/new_password"
+    assert [refused.status_code for refused in wrong] == [422] * FREE

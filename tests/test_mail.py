@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 import ipaddress
 import json
+import re
 import ssl
 import stat
 from dataclasses import replace
@@ -15,12 +16,12 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from sqlalchemy import func, select, text, update
+from sqlalchemy import delete, func, select, text, update
 
 from config.db import open_engine, session_factory
 from models.base import NOW
 from models.link import Link, LinkKind
-from models.mail import Mail
+from models.mail import Mail, MailKind
 from services import links, postman
 from services import mail as mail_
 from services.mail import open_post
@@ -83,14 +84,21 @@ def by(settings, server, scheme="smtp", user="feedboard:p%40ss%20word@"):
     return open_post(settings.replace(smtp_url=url, mail_from="The Board <board@example.com>"))
 
 
-async def count(db, table=Mail):
+async def count(db):
+    """How many mails are still to be sent."""
     async with db.begin():
-        return await db.scalar(select(func.count()).select_from(table))
+        return await db.scalar(select(func.count(Mail.id)).where(Mail.done_dt.is_(None)))
 
 
 async def make_due(db):
     async with db.begin():
         await db.execute(update(Mail).values(due_dt=NOW))
+
+
+async def minutes_until_due(db):
+    async with db.begin():
+        seconds = (await db.scalars(select(func.extract("epoch", Mail.due_dt - NOW)))).one()
+    return round(float(seconds) / 60)
 
 
 async def test_a_mail_reaches_its_reader_by_a_server_that_offers_tls(
@@ -176,14 +184,13 @@ async def test_pauses_between_attempts_grow_and_a_day_later_a_mail_is_given_up(
     post, pauses = by(settings, server), []
     for _ in range(8):
         await postman.send_one(db, post)
-        async with db.begin():
-            pauses.append(await db.scalar(select(func.extract("epoch", Mail.due_dt - NOW))))
+        pauses.append(await minutes_until_due(db))
         await make_due(db)
     async with db.begin():
         await db.execute(update(Mail).values(create_dt=NOW - dt.timedelta(days=1)))
     await postman.send_one(db, post)
 
-    assert [round(float(pause) / 60) for pause in pauses] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
     assert await count(db) == 0
     assert (lines[-1]["event"], lines[-1]["log_level"]) == ("a mail was given up", "error")
 
@@ -287,7 +294,7 @@ async def test_a_sign_up_that_is_refused_sends_nothing(settings, sessions, clien
 async def test_who_asks_twice_before_a_mail_goes_gets_one(settings, sessions, waiting):
     letterbox = Letterbox(settings, sessions)
     for _ in range(3):
-        await letterbox.ask(LinkKind.RESET, "ADA@example.com")
+        await letterbox.ask(MailKind.RESET, "ADA@example.com")
 
     subjects = sorted(mail["Subject"] for mail in await letterbox.fetch())
 
@@ -297,14 +304,84 @@ async def test_who_asks_twice_before_a_mail_goes_gets_one(settings, sessions, wa
 async def test_who_asks_again_while_a_mail_goes_gets_another(settings, sessions, db, waiting):
     letterbox = Letterbox(settings, sessions)
     going = await postman.claim(db)
-    await letterbox.ask(LinkKind.VERIFY, "ada@example.com")
-    await postman._forget(db, going)
+    await letterbox.ask(MailKind.VERIFY, "ada@example.com")
+    await postman._note(db, going)
 
     assert await letterbox.fetch() == [], "not at once: nobody's post is flooded"
-    async with db.begin():
-        await db.execute(update(Link).values(expires_dt=Link.expires_dt - postman.SPACING))
+    assert await minutes_until_due(db) == 1
     await make_due(db)
     assert len(await letterbox.fetch()) == 1
+
+
+@pytest.mark.parametrize("kind", MailKind)
+@pytest.mark.parametrize("email", ["ada@example.com", "nobody@example.com"])
+async def test_of_each_kind_one_mail_a_minute_goes_to_an_address(
+    settings, sessions, db, waiting, kind, email
+):
+    """Where there is no account, no mail goes; what is kept of it is the same."""
+    letterbox = Letterbox(settings, sessions)
+    await letterbox.fetch()
+    async with db.begin():
+        await db.execute(delete(Mail))
+    there = int(email == "ada@example.com")
+    came = []
+    for _ in range(3):
+        await letterbox.ask(kind, email)
+        came.append(len(await letterbox.fetch()))
+        await postman.forget(db)
+
+    assert came == [there, 0, 0]
+    assert (await count(db), await minutes_until_due(db)) == (1, 1)
+    await make_due(db)
+    assert len(await letterbox.fetch()) == there
+
+
+async def test_who_asks_on_and_on_does_not_put_the_mail_off(settings, sessions, db, waiting):
+    letterbox = Letterbox(settings, sessions)
+    await letterbox.fetch()
+    await letterbox.ask(MailKind.VERIFY, "ada@example.com")
+    async with db.begin():
+        await db.execute(update(Mail).values(due_dt=NOW + dt.timedelta(seconds=20)))
+
+    await letterbox.ask(MailKind.VERIFY, "ada@example.com")
+
+    assert await minutes_until_due(db) == 0
+
+
+async def test_a_mail_that_went_is_forgotten_a_minute_later_and_one_that_waits_is_not(
+    settings, sessions, db, waiting
+):
+    letterbox = Letterbox(settings, sessions)
+    await letterbox.fetch()
+    await letterbox.ask(MailKind.RESET, "ada@example.com")
+    kinds = select(Mail.kind).order_by(Mail.kind)
+    left = []
+    for past in (postman.SPACING - dt.timedelta(seconds=30), dt.timedelta(seconds=31)):
+        later = {"done_dt": Mail.done_dt - past, "due_dt": NOW + dt.timedelta(minutes=1)}
+        async with db.begin():
+            await db.execute(update(Mail).values(**later))
+        assert await postman._round(sessions, letterbox.post)
+        async with db.begin():
+            left.append((await db.scalars(kinds)).all())
+
+    assert left == [[MailKind.RESET, MailKind.VERIFY], [MailKind.RESET]]
+
+
+async def test_a_mail_that_tells_of_a_changed_password_goes_by_a_server_and_has_no_link(
+    settings, sessions, db, waiting
+):
+    await Letterbox(settings, sessions).fetch()
+    await Letterbox(settings, sessions).ask(MailKind.CHANGED, "ADA@example.com")
+    async with mail_server() as server:
+        await postman.send_one(db, by(settings, server, user=""))
+
+    (came,) = server.mails
+    assert (came["To"], came["Subject"]) == ("ada@example.com", "Your password was changed")
+    assert 'ask for a new password, by "forgot password"' in came.get_content()
+    told = re.findall(r"\S*://\S*", came.get_content())
+    assert told == [settings.base_url], "which board it is, and no link to click"
+    async with db.begin():
+        assert (await db.scalars(select(Link.kind))).all() == [LinkKind.VERIFY]
 
 
 async def test_a_mail_whose_sender_died_goes_by_another_and_both_its_links_are_good(
