@@ -10,7 +10,7 @@ request that asks for anything else is not understood here and goes the plain wa
 that counts, another spelling of a number, a feed that is not there, a token that is in doubt. So
 does whatever fails here. `tests/test_fast_reads.py` compares the two.
 
-Fast by four things. A statement is prepared once on each connection (`config.db.open_readers`) and
+Fast by four things. A statement is prepared once on each connection (`config.readers`) and
 commits nothing. Its rows become JSON as they are; the images come from PostgreSQL as JSON. Reads in
 flight are gathered (`services.batches`): while one statement for feeds is under way, the ids of all
 who come are the next one's, and equal pages are one statement for all who want them. And there is
@@ -26,14 +26,14 @@ those who wait go the plain way, which refuses in words, and for a second all ot
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
-import asyncpg
 import orjson
 import structlog
+from pydantic import ValidationError
 from sqlalchemy import ARRAY, BigInteger, Select, any_, bindparam, make_url
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -42,9 +42,10 @@ from app import headers, rate_limits
 from app.etags import has
 from app.hosts import KnownHosts
 from app.request_log import identify, write_down
+from config.readers import ReadError, Readers
 from config.settings import Settings
 from models.base import version
-from models.feed import Feed, FeedRead, SortBy
+from models.feed import Feed, FeedRead, ListQuery, SortBy
 from routers.conditions import etag
 from services import feeds
 from services.batches import Batches
@@ -56,18 +57,13 @@ from services.tokens import Access
 log = structlog.get_logger()
 
 _READ, _LIST = "/api/feed/read/", "/api/feed/list"
-# The headers that may change an answer: those that are understood here, and the others.
-_UNDERSTOOD = {
-    b"authorization": "authorization",
-    b"host": "host",
-    b"if-none-match": "if_none_match",
-    b"x-request-id": "request_id",
-}
+# The headers that may change an answer; what the others say is not understood here.
 _OTHERS = {b"origin", b"content-type", b"content-length", b"transfer-encoding"}
+_TELLING = {b"authorization", b"host", b"if-none-match", b"x-request-id"} | _OTHERS
 # Seconds for which the plain way has it all, after PostgreSQL failed.
 PAUSE = 1.0
-_BY_ID = feeds.SHOWN.where(Feed.id == any_(bindparam("feed_ids", type_=ARRAY(BigInteger))))
-_FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+_AMONG = Feed.id == any_(bindparam("feed_ids", type_=ARRAY(BigInteger)))
+_BY_ID = {shown: shown.where(_AMONG) for shown in (feeds.SHOWN, feeds.SHOWN_TO_READERS)}
 
 
 class Page(NamedTuple):
@@ -86,23 +82,15 @@ class Answer(NamedTuple):
     next: str | None = None
 
 
-class Shown(NamedTuple):
-    """A feed as JSON has it, for nobody, and those of the readers who like it."""
-
-    feed: dict[str, Any]
-    liked_by: Sequence[int]
-
-    def to(self, reader_id: int | None) -> dict[str, Any]:
-        if reader_id is None:
-            return self.feed
-        return self.feed | {"liked": reader_id in self.liked_by}
+# A feed as JSON has it, and those of the readers who like it.
+Shown = tuple[dict[str, Any], Sequence[int]]
 
 
 class FeedReads:
     """The statements, and who shares them."""
 
-    def __init__(self, pool: asyncpg.Pool, *, base_url: str, show_emails: bool) -> None:
-        self._pool = pool
+    def __init__(self, readers: Readers, *, base_url: str, show_emails: bool) -> None:
+        self._readers = readers
         self._base_url = base_url
         self._show_emails = show_emails
         self._closed_until = 0.0
@@ -117,91 +105,97 @@ class FeedReads:
             if isinstance(asked, int):
                 return await self._feeds.ask(None, (asked, reader_id))
             return await self._pages.ask(asked, reader_id)
-        except _FAILURES as error:
+        except ReadError as error:
             if time.monotonic() >= self._closed_until:
                 self._closed_until = time.monotonic() + PAUSE
                 log.warning("reads go the plain way for a second", error=repr(error))
             return None
 
     async def _by_id(self, _: None, asked: Sequence[tuple[int, int | None]]) -> list[Answer | None]:
-        ids = {feed_id for feed_id, _ in asked}
-        rows = await self._rows(_BY_ID, (reader for _, reader in asked), feed_ids=list(ids))
+        readers = {reader_id for _, reader_id in asked}
+        statement = _BY_ID[_shown_to(readers)]
+        rows = await self._rows(
+            statement, readers, feed_ids=list({feed_id for feed_id, _ in asked})
+        )
         found = {row[0]: self._shown(row) for row in rows}
-        return [self._feed(found.get(feed_id), reader_id) for feed_id, reader_id in asked]
+        return [self._one(found.get(feed_id), reader_id) for feed_id, reader_id in asked]
 
-    async def _page(self, page: Page, readers: Sequence[int | None]) -> list[Answer | None]:
+    async def _page(self, page: Page, asked: Sequence[int | None]) -> list[Answer | None]:
         sort_by, limit, after = page
-        values = after.values() if after else {}
-        statement = feeds.page_of(sort_by, after=after is not None)
+        readers, values = set(asked), after.values() if after else {}
+        statement = feeds.page_of(_shown_to(readers), sort_by, after=after is not None)
         rows = await self._rows(statement, readers, page_size=limit + 1, **values)
         next_ = None
         if len(rows) > limit:
             time_ = "update_dt" if sort_by.startswith("update") else "create_dt"
             next_ = Cursor(sort_by, rows[limit - 1][time_], rows[limit - 1]["id"]).encode()
         shown = [self._shown(row) for row in rows[:limit]]
-        answers = {reader_id: self._list(shown, reader_id, next_) for reader_id in set(readers)}
-        return [answers[reader_id] for reader_id in readers]
+        answers = {reader_id: self._list(shown, reader_id, next_) for reader_id in readers}
+        return [answers[reader_id] for reader_id in asked]
 
     async def _rows(
-        self, statement: Select[Any], readers: Iterable[int | None], **values: Any
-    ) -> list[asyncpg.Record]:
+        self, statement: Select[Any], readers: Collection[int | None], **values: Any
+    ) -> list[Any]:
         sql, names = _compiled(statement)
         values["base_url"] = self._base_url
-        values["reader_ids"] = list({reader for reader in readers if reader is not None})
-        rows: list[asyncpg.Record] = await self._pool.fetch(sql, *map(values.__getitem__, names))
-        return rows
+        values["reader_ids"] = [reader_id for reader_id in readers if reader_id is not None]
+        return await self._readers.fetch(sql, *map(values.__getitem__, names))
 
-    def _feed(self, shown: Shown | None, reader_id: int | None) -> Answer | None:
-        if shown is None or self._hides(shown, reader_id):
+    def _one(self, shown: Shown | None, reader_id: int | None) -> Answer | None:
+        if shown is None or not self._show([shown], reader_id):
             return None
-        feed = shown.to(reader_id)
+        feed, _ = shown
         body = _json(feed)
-        edited = _json([feed[name] for name in FeedRead.EDITED])
-        return Answer(body, etag(body, version(edited)))
+        return Answer(body, etag(body, version(_json([feed[name] for name in FeedRead.EDITED]))))
 
     def _list(
         self, shown: Sequence[Shown], reader_id: int | None, next_: str | None
     ) -> Answer | None:
-        if any(self._hides(each, reader_id) for each in shown):
+        if not self._show(shown, reader_id):
             return None
-        body = _json([each.to(reader_id) for each in shown])
+        body = _json([feed for feed, _ in shown])
         return Answer(body, etag(body, None), next_)
 
-    def _hides(self, shown: Shown, reader_id: int | None) -> bool:
-        """Whether an address is left out that this reader may see."""
-        return not self._show_emails and shown.feed["author_id"] == reader_id
+    def _show(self, shown: Sequence[Shown], reader_id: int | None) -> bool:
+        """Fill in what differs from reader to reader; False where it is left to the plain way."""
+        for feed, liked_by in shown:
+            feed["liked"] = None if reader_id is None else reader_id in liked_by
+        # Their own address is hidden from nobody.
+        return self._show_emails or all(feed["author_id"] != reader_id for feed, _ in shown)
 
-    def _shown(self, row: asyncpg.Record) -> Shown:
-        (id_, title, content, author_id, email, nickname, images) = row[:7]
-        (like_count, comment_count, liked_by, create_dt, update_dt) = row[7:]
-        urls, images = shown_with_feed(images)
+    def _shown(self, row: Any) -> Shown:
+        urls, images = shown_with_feed(row[6])
         feed = {
-            "id": id_,
-            "title": title,
-            "content": content,
-            "author_id": author_id,
-            "author_email": email if self._show_emails else None,
-            "author_nickname": nickname,
+            "id": row[0],
+            "title": row[1],
+            "content": row[2],
+            "author_id": row[3],
+            "author_email": row[4] if self._show_emails else None,
+            "author_nickname": row[5],
             "image_urls": orjson.Fragment(urls),
             "images": orjson.Fragment(images),
-            "like_count": like_count,
-            "comment_count": comment_count,
+            "like_count": row[7],
+            "comment_count": row[8],
             "liked": None,
-            "create_dt": create_dt,
-            "update_dt": update_dt,
+            "create_dt": row[9],
+            "update_dt": row[10],
         }
-        return Shown(feed, liked_by)
+        return feed, row[11] if len(row) > 11 else ()
 
 
 class FastReads:
-    """Pure ASGI: answers what it understands; all else goes on."""
+    """Pure ASGI: answers what it understands; all else goes on.
+
+    `state` is the application's: what `app.main.lend` puts there.
+    """
 
     def __init__(
-        self, app: ASGIApp, *, settings: Settings, limits: rate_limits.Limits | None
+        self, app: ASGIApp, state: State, settings: Settings, limits: rate_limits.Limits | None
     ) -> None:
         self.app = app
+        self._state = state
         self._limits = limits
-        self._next_page = f'<{settings.base_url}{_LIST}?%scursor=%s>; rel="next"'
+        self._next_page = f'<{settings.base_url}{_LIST}?%s%s>; rel="next"'
         self._access_log = settings.access_log
         hosts = KnownHosts(app, names=settings.hosts)
         self._knows = lru_cache(1000)(hosts.knows) if settings.hosts else None
@@ -210,37 +204,41 @@ class FastReads:
         self._to_one = [*always, (b"cache-control", b"private, no-cache")]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not await self._answer(scope, send):
+        asked = _asked(scope) if scope["type"] == "http" else None
+        if asked is None or not await self._answer(asked, scope, send):
             await self.app(scope, receive, send)
 
-    async def _answer(self, scope: Scope, send: Send) -> bool:
-        """Answer a request, if it is one of ours."""
-        asked, state, started = _asked(scope), scope["app"].state, time.perf_counter()
-        given = _given(scope) if asked is not None else None
-        if asked is None or given is None or not (self._knows is None or self._knows(given.host)):
+    async def _answer(self, asked: "_Asked", scope: Scope, send: Send) -> bool:
+        """Answer a request, unless there is something about it that is not understood here."""
+        started = time.perf_counter()
+        telling = [header for header in scope["headers"] if header[0] in _TELLING]
+        given = {name: value.decode("latin-1") for name, value in telling}
+        if len(given) < len(telling) or not _OTHERS.isdisjoint(given):
+            return False
+        if self._knows is not None and not self._knows(given.get(b"host", "")):
             return False
         try:
-            reader_id = _reader(state, given.authorization)
+            reader_id = self._reader(given.get(b"authorization"))
         except NotAuthenticated:
             return False
-        told = list(self._to_anybody if given.authorization is None else self._to_one)
+        told = list(self._to_one if b"authorization" in given else self._to_anybody)
         if self._limits is not None:
             who = rate_limits.address(scope) if reader_id is None else rate_limits.user(reader_id)
-            counted = await self._limits.count(state.counters, "read", who)
+            counted = await self._limits.count(self._state.counters, "read", who)
             # Nobody is counted twice, should this go the plain way.
             scope.setdefault("state", {})["counted"] = counted
             if counted.refusal is not None:
                 return False
             told += counted.headers
-        answer: Answer | None = await state.reads.find(asked.wanted, reader_id)
+        answer: Answer | None = await self._state.reads.find(asked.wanted, reader_id)
         if answer is None:
             return False
         if answer.next is not None:
             told.append((b"link", (self._next_page % (asked.kept, answer.next)).encode()))
-        request_id = identify(given.request_id)
+        request_id = identify(given.get(b"x-request-id", ""))
         told += (b"etag", b'"%b"' % answer.tag.encode()), (b"x-request-id", request_id.encode())
         status, body = 200, answer.body
-        if given.if_none_match and has(given.if_none_match, answer.tag):
+        if has(given.get(b"if-none-match", ""), answer.tag):
             status, body = 304, b""
         else:
             told += (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))
@@ -250,30 +248,19 @@ class FastReads:
             write_down("GET", asked.route, status, started, len(body), request_id=request_id)
         return True
 
-
-class _Given(NamedTuple):
-    """What a request's headers say, as far as it may change the answer."""
-
-    authorization: str | None = None
-    host: str = ""
-    if_none_match: str = ""
-    request_id: str = ""
-
-
-def _given(scope: Scope) -> _Given | None:
-    found: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        if name in _UNDERSTOOD:
-            if _UNDERSTOOD[name] in found:
-                return None
-            found[_UNDERSTOOD[name]] = value.decode("latin-1")
-        elif name in _OTHERS:
+    def _reader(self, authorization: str | None) -> int | None:
+        """Who reads; raises NotAuthenticated if there is anything to say against their token."""
+        if authorization is None:
             return None
-    return _Given(**found)
+        scheme, _, token = authorization.partition(" ")
+        access: Access = self._state.tokens.read(token)
+        if scheme != "Bearer" or not self._state.revocations.is_live(access.session_id):
+            raise NotAuthenticated
+        return access.user_id
 
 
 class _Asked(NamedTuple):
-    """What a request wants, by which route, and what its next page's URL keeps of it."""
+    """What a request wants, by which route, and how the query of its next page's URL begins."""
 
     wanted: int | Page
     route: str
@@ -296,37 +283,22 @@ def _asked(scope: Scope) -> _Asked | None:
 
 @lru_cache(1000)
 def _page(query_string: bytes) -> _Asked | None:
+    pairs = parse_qsl(query_string.decode("latin-1"), keep_blank_values=True)
+    given = dict(pairs)
     try:
-        pairs = parse_qsl(query_string.decode("ascii"), strict_parsing=bool(query_string))
-        given = dict(pairs)
-        known = len(given) == len(pairs) and given.keys() <= {"limit", "sort_by", "cursor"}
-        # Else it was escaped somehow.
-        plain = "&".join("=".join(pair) for pair in pairs) == query_string.decode("ascii")
-        if not known or not plain:
-            return None
-        after = Cursor.decode(given["cursor"]) if "cursor" in given else None
-        sort_by = SortBy(given.get("sort_by", after.sort_by if after else SortBy.CREATE_DT_DESC))
-        limit = int(given.get("limit", "20"))
-    except (ValueError, InvalidInput):
+        query = ListQuery.model_validate(given)
+        after, sort_by = feeds.start(query)
+    except (ValidationError, InvalidInput):
         return None
-    if str(limit) != given.get("limit", "20") or not 1 <= limit <= 100:
+    if len(given) < len(pairs) or query.skip or query.total:
         return None
-    if after is not None and sort_by is not after.sort_by:
-        return None
-    kept = "".join(f"{name}={value}&" for name, value in pairs if name != "cursor")
-    return _Asked(Page(sort_by, limit, after), _LIST, kept)
+    given.pop("cursor", None)
+    kept = urlencode(given | {"cursor": ""})
+    return _Asked(Page(sort_by, query.limit, after), _LIST, kept)
 
 
-def _reader(state: State, authorization: str | None) -> int | None:
-    """Who reads; raises NotAuthenticated if there is anything to say against their token."""
-    if authorization is None:
-        return None
-    if not authorization.startswith("Bearer "):
-        raise NotAuthenticated
-    access: Access = state.tokens.read(authorization.removeprefix("Bearer "))
-    if not state.revocations.is_live(access.session_id):
-        raise NotAuthenticated
-    return access.user_id
+def _shown_to(readers: Collection[int | None]) -> Select[Any]:
+    return feeds.SHOWN if readers == {None} else feeds.SHOWN_TO_READERS
 
 
 def _json(value: Any) -> bytes:

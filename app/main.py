@@ -15,6 +15,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import migrations
 from app import docs, etags, logs, problems, rate_limits
@@ -27,7 +28,8 @@ from app.pages import add_pages
 from app.protocol import BoundedHead
 from app.proxies import TrustedProxies
 from app.request_log import RequestLog
-from config.db import Sessions, open_connection, open_engine, open_readers, session_factory
+from config.db import Sessions, open_connection, open_engine, reading, session_factory
+from config.readers import open_readers
 from config.s3 import open_s3, require_bucket
 from config.settings import Settings, SettingsError
 from routers import (
@@ -63,9 +65,18 @@ from services.tokens import Tokens
 KIB = 1024
 
 
+class Feedboard(FastAPI):
+    """FastAPI, and what stands before it."""
+
+    front: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.front(scope, receive, send)
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The whole service as one ASGI application; nothing is opened before its lifespan begins."""
-    app = FastAPI(
+    app = Feedboard(
         title="Feedboard",
         version=version("feedboard"),
         description="Posts with pictures: write, read, list, change and delete them.",
@@ -77,7 +88,13 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     problems.install(app)
-    _add_middleware(app, settings)
+    limits = None if settings.rates is None else rate_limits.Limits(settings.rates)
+    _add_middleware(app, settings, limits)
+    app.front = partial(FastAPI.__call__, app)
+    if settings.fast_reads:
+        app.front = FastReads(app.front, app.state, settings, limits)
+    if settings.proxies:
+        app.front = TrustedProxies(app.front, proxies=settings.proxies)
     # Of the routers that write; keeping one's account is left to those who are not verified, too.
     writing = [Depends(verified)] if settings.require_verified_email else []
     app.include_router(auth.router, max_body_size=64 * KIB)
@@ -153,6 +170,7 @@ class Capabilities:
     """What the services work with; one of each for the process's life."""
 
     sessions: Sessions
+    reading: Sessions
     images: ImageStore
     passwords: Passwords
     tokens: Tokens
@@ -189,6 +207,7 @@ async def open_capabilities(settings: Settings) -> AsyncGenerator[Capabilities]:
         images = ImageStore(s3, cleaner, settings)
         yield Capabilities(
             sessions=sessions,
+            reading=reading(engine),
             images=images,
             passwords=Passwords(settings.password_workers),
             tokens=tokens,
@@ -227,11 +246,10 @@ async def _background(work: Any) -> AsyncGenerator[None]:
             task.result()
 
 
-def _add_middleware(app: FastAPI, settings: Settings) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, limits: rate_limits.Limits | None) -> None:
     # The last one added is the outermost.
     app.add_middleware(BodyGuard)
     app.add_middleware(problems.LastResort)
-    limits = None if settings.rates is None else rate_limits.Limits(settings.rates)
     if limits is not None:
         app.add_middleware(rate_limits.RateLimits, limits=limits)
     app.add_middleware(Deadline, seconds=settings.request_timeout)
@@ -252,7 +270,3 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     )
     app.add_middleware(SecurityHeaders, settings=settings)
     app.add_middleware(RequestLog, access_log=settings.access_log)
-    if settings.fast_reads:
-        app.add_middleware(FastReads, settings=settings, limits=limits)
-    if settings.proxies:
-        app.add_middleware(TrustedProxies, proxies=settings.proxies)

@@ -139,7 +139,7 @@ class BoundedHead(HttpToolsProtocol):
     def _unread(self) -> int:
         """Bytes that wait here and in the kernel, which takes more only now and then, in lumps."""
         in_kernel = bytearray(4)
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # It may be closed already.
             fd = self.transport.get_extra_info("socket").fileno()
             fcntl.ioctl(fd, termios.TIOCOUTQ, in_kernel)
         return self.transport.get_write_buffer_size() + int.from_bytes(in_kernel, sys.byteorder)

@@ -1,13 +1,15 @@
 """The database: engine, session factory, and `get_db`, which lends a session to a request."""
 
+import asyncio
+import time
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
-from sqlalchemy import event, make_url
+from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DisconnectionError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -15,17 +17,81 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
     create_async_engine,
 )
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.util.concurrency import await_only
+from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty, Full
 from starlette.requests import HTTPConnection
 
 from config.settings import Settings
 
 Sessions = async_sessionmaker[AsyncSession]
-# Of `open_readers`: how many, and seconds.
-READERS = 4
-READ_PATIENCE = 2.0
 # What a call to the database raises when the database is at fault, or is not there; a connection
 # that hangs when it is tried, before it is used, ends in a bare TimeoutError.
 DatabaseError = (SQLAlchemyError, OSError)
+
+
+# Seconds for which a connection may lie in the pool and is lent again unasked.
+UNASKED = 1.0
+
+
+class _FairQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
+    """Hands a connection to who has waited longest.
+
+    asyncio's own leaves it to whoever comes first, and with more requests than connections some
+    wait twenty times as long as others.
+    """
+
+    def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
+        super().__init__(maxsize, use_lifo)
+        self._free: deque[ConnectionPoolEntry] = deque()
+        self._turns: deque[asyncio.Future[ConnectionPoolEntry]] = deque()
+
+    def empty(self) -> bool:
+        return not self._free
+
+    def full(self) -> bool:
+        return len(self._free) >= self.maxsize > 0
+
+    def qsize(self) -> int:
+        return len(self._free)
+
+    def put_nowait(self, item: ConnectionPoolEntry) -> None:
+        while self._turns:
+            turn = self._turns.popleft()
+            if not turn.done():
+                turn.set_result(item)
+                return
+        if self.full():
+            raise Full
+        self._free.append(item)
+
+    def get_nowait(self) -> ConnectionPoolEntry:
+        if not self._free:
+            raise Empty
+        return self._free.pop()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
+        if self._free or not block:
+            return self.get_nowait()
+        found: ConnectionPoolEntry = await_only(self._wait(timeout))
+        return found
+
+    async def _wait(self, seconds: float | None) -> ConnectionPoolEntry:
+        turn: asyncio.Future[ConnectionPoolEntry] = asyncio.Future()
+        self._turns.append(turn)
+        try:
+            async with asyncio.timeout(seconds):
+                return await turn
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if turn.done() and not turn.cancelled():
+                self.put_nowait(turn.result())  # Given in the very moment.
+            if isinstance(error, TimeoutError):
+                raise Empty from None
+            raise
+
+
+class FairPool(AsyncAdaptedQueuePool):
+    _queue_class = _FairQueue
 
 
 @asynccontextmanager
@@ -43,8 +109,7 @@ async def open_engine(
         pool_size=settings.database_pool_size,
         max_overflow=0,
         pool_timeout=10,
-        # A connection that died while it lay in the pool (a restarted database) is replaced unseen.
-        pool_pre_ping=True,
+        poolclass=FairPool,
         # Values (addresses, hashes) stay out of error messages, and so out of the log.
         hide_parameters=True,
         connect_args={
@@ -54,6 +119,8 @@ async def open_engine(
         },
     )
     event.listen(engine.sync_engine, "do_connect", _connect)
+    event.listen(engine.sync_engine, "checkin", _note)
+    event.listen(engine.sync_engine, "checkout", _require_alive)
     try:
         yield engine
     finally:
@@ -65,42 +132,6 @@ async def open_connection(settings: Settings) -> AsyncGenerator[AsyncConnection]
     """A connection beside the pool, to listen at; each statement commits itself, in 3 seconds."""
     async with open_engine(settings, patience=3) as engine, engine.connect() as connection:
         yield await connection.execution_options(isolation_level="AUTOCOMMIT")
-
-
-@asynccontextmanager
-async def open_readers(settings: Settings) -> AsyncGenerator[asyncpg.Pool]:
-    """A few connections for statements that only read, prepared once and planned once.
-
-    They are lent first come, first served, and one that died is replaced. What takes longer than
-    READ_PATIENCE is given up on (TimeoutError).
-    """
-    url = make_url(settings.database_url or "")
-    _, connecting = url.get_dialect()().create_connect_args(url)
-    async with asyncpg.create_pool(
-        **connecting,
-        min_size=0,
-        max_size=READERS,
-        max_queries=2**63,
-        timeout=READ_PATIENCE,
-        command_timeout=READ_PATIENCE,
-        # Nothing is left on a connection that the next one would have to be protected from.
-        reset=_nothing,
-        server_settings={
-            "application_name": "feedboard",
-            "default_transaction_read_only": "on",
-            "statement_timeout": str(int(READ_PATIENCE * 1000)),
-            # These find some rows by an index, whatever they are asked for: no need to plan anew,
-            # which takes as long as the reading itself, nor to compile.
-            "plan_cache_mode": "force_generic_plan",
-            "random_page_cost": "1.1",
-            "jit": "off",
-        },
-    ) as pool:
-        yield pool
-
-
-async def _nothing(connection: asyncpg.Connection) -> None:
-    pass
 
 
 def _bounds(patience: float | None) -> dict[str, str]:
@@ -129,6 +160,28 @@ def _connect(
         raise OperationalError("connect", None, error) from error
 
 
+def _note(_: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+    record.info["returned"] = time.monotonic()
+
+
+def _require_alive(
+    connection: DBAPIConnection, record: ConnectionPoolEntry, _: PoolProxiedConnection
+) -> None:
+    """See that a connection did not die while it lay in the pool; else it is replaced unseen.
+
+    One that was closed is known to be. Of others only those are asked that lay there for a while:
+    asking takes three messages to and fro, as many as a small transaction.
+    """
+    alive: Any = connection
+    if alive.driver_connection.is_closed():
+        raise DisconnectionError
+    if time.monotonic() - record.info.get("returned", time.monotonic()) > UNASKED:
+        try:
+            alive.ping()
+        except alive.dbapi.Error as error:
+            raise DisconnectionError from error
+
+
 def session_factory(engine: AsyncEngine) -> Sessions:
     """Sessions that begin nothing by themselves.
 
@@ -138,8 +191,18 @@ def session_factory(engine: AsyncEngine) -> Sessions:
     return async_sessionmaker(engine, autobegin=False, expire_on_commit=False)
 
 
+def reading(engine: AsyncEngine) -> Sessions:
+    """Sessions in which each statement commits itself: for what only reads, a third of the way.
+
+    What a transaction shows is what each of its statements shows (READ COMMITTED), with or without.
+    """
+    return session_factory(engine.execution_options(isolation_level="AUTOCOMMIT"))
+
+
 async def get_db(connection: HTTPConnection) -> AsyncGenerator[AsyncSession]:
     """Lend one session to one request, and close it on every path."""
-    sessions: Sessions = connection.app.state.sessions
+    state = connection.app.state
+    reads = connection.scope.get("method") in {"GET", "HEAD"}
+    sessions: Sessions = state.reading if reads else state.sessions
     async with sessions() as db:
         yield db

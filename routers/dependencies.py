@@ -62,11 +62,13 @@ Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 
 
 async def _current_user(
-    db: Db, tokens: AccessTokens, token: Annotated[str | None, Depends(_bearer)]
+    request: Request, tokens: AccessTokens, token: Annotated[str | None, Depends(_bearer)]
 ) -> User:
     if token is None:
         raise NotAuthenticated
-    return await auth.authenticate(db, tokens, token)
+    sessions: Sessions = request.app.state.reading
+    async with sessions() as db:
+        return await auth.authenticate(db, tokens, token)
 
 
 CurrentUser = Annotated[User, Depends(_current_user)]
@@ -122,7 +124,7 @@ async def verified(request: Request, token: Annotated[str | None, Depends(_beare
     if request.method in {"GET", "HEAD"}:
         return
     user_id = await _current_user_id(request, token)
-    sessions: Sessions = request.app.state.sessions
+    sessions: Sessions = request.app.state.reading
     async with sessions() as db:
         await accounts.require_verified(db, user_id)
 

@@ -37,7 +37,7 @@ from services.readers import Reader
 from services.store import ImageStore
 from services.versions import Expected
 
-# Which of these readers like it.
+# Which of these readers like a feed.
 _LIKED_BY = func.array(
     select(FeedLike.user_id)
     .where(
@@ -60,13 +60,13 @@ SHOWN = (
         WITH_FEED.label("images"),
         Feed.like_count,
         Feed.comment_count,
-        _LIKED_BY.label("liked_by"),
         Feed.create_dt,
         Feed.update_dt,
     )
     .join(User, User.id == Feed.author_id)
     .where(Feed.deleted_dt.is_(None))
 )
+SHOWN_TO_READERS = SHOWN.add_columns(_LIKED_BY.label("liked_by"))
 _IMAGES = TypeAdapter(list[ImageRead])
 
 
@@ -110,25 +110,41 @@ async def page(
     db: AsyncSession, images: ImageStore, reader: Reader, query: ListQuery, *of: ColumnElement[bool]
 ) -> Page[FeedRead]:
     """A page of all feeds, or `of` some; raises InvalidInput for a cursor that does not fit."""
-    cursor, sort_by = _start(query)
-    found = page_of(sort_by, after=cursor is not None).where(*of).offset(query.skip or None)
+    cursor, sort_by = start(query)
+    found = page_of(SHOWN_TO_READERS, sort_by, after=cursor is not None).where(*of)
     async with db.begin():
         # One more than asked for says whether there is a next page, without counting.
         asked = {"page_size": query.limit + 1} | (cursor.values() if cursor else {})
-        rows = (await db.execute(found, shown_to(images, reader) | asked)).all()
+        shown = found.offset(query.skip or None)
+        rows = (await db.execute(shown, shown_to(images, reader) | asked)).all()
         counted = select(func.count()).select_from(Feed).where(Feed.deleted_dt.is_(None), *of)
         total = await db.scalar(counted) if query.total else None
-    shown = [_read(reader, row) for row in rows[: query.limit]]
+    items = [_read(reader, row) for row in rows[: query.limit]]
     time = "update_dt" if sort_by.startswith("update") else "create_dt"
-    return Page(shown, following(rows, query.limit, sort_by=sort_by, time=time), total)
+    return Page(items, following(rows, query.limit, sort_by=sort_by, time=time), total)
+
+
+def start(query: ListQuery) -> tuple[Cursor | None, SortBy]:
+    """Where a page starts, and its order; raises InvalidInput for a cursor that does not fit."""
+    cursor = Cursor.decode(query.cursor) if query.cursor else None
+    if cursor and query.skip:
+        raise InvalidInput("Give either cursor or skip, not both.", pointer="/skip")
+    if cursor and query.sort_by not in {None, cursor.sort_by}:
+        raise InvalidInput(
+            f"The cursor is of a list sorted by {cursor.sort_by}; leave sort_by out.",
+            pointer="/sort_by",
+        )
+    return cursor, cursor.sort_by if cursor else query.sort_by or SortBy.CREATE_DT_DESC
 
 
 @cache
-def page_of(sort_by: SortBy, *, after: bool) -> Select[*tuple[Any, ...]]:
+def page_of(
+    shown: Select[*tuple[Any, ...]], sort_by: SortBy, *, after: bool
+) -> Select[*tuple[Any, ...]]:
     """The statement of a page of `page_size` feeds, which may start after a cursor's feed."""
     time = Feed.update_dt if sort_by.startswith("update") else Feed.create_dt
     cursor = Bound() if after else None
-    statement = keyset(SHOWN, time, Feed.id, cursor, descending=sort_by.endswith("desc"))
+    statement = keyset(shown, time, Feed.id, cursor, descending=sort_by.endswith("desc"))
     return statement.limit(bindparam("page_size", type_=Integer))
 
 
@@ -247,18 +263,6 @@ async def remove(db: AsyncSession, feed_ids: Sequence[int]) -> Sequence[str]:
     return discarded
 
 
-def _start(query: ListQuery) -> tuple[Cursor | None, SortBy]:
-    cursor = Cursor.decode(query.cursor) if query.cursor else None
-    if cursor and query.skip:
-        raise InvalidInput("Give either cursor or skip, not both.", pointer="/skip")
-    if cursor and query.sort_by not in {None, cursor.sort_by}:
-        raise InvalidInput(
-            f"The cursor is of a list sorted by {cursor.sort_by}; leave sort_by out.",
-            pointer="/sort_by",
-        )
-    return cursor, cursor.sort_by if cursor else query.sort_by or SortBy.CREATE_DT_DESC
-
-
 async def _shown(db: AsyncSession, images: ImageStore, reader: Reader, feed_id: int) -> FeedRead:
     row = (await db.execute(_ONE, shown_to(images, reader) | {"feed_id": feed_id})).one_or_none()
     if row is None:
@@ -266,11 +270,11 @@ async def _shown(db: AsyncSession, images: ImageStore, reader: Reader, feed_id: 
     return _read(reader, row)
 
 
-_ONE = SHOWN.where(Feed.id == bindparam("feed_id", type_=BigInteger))
+_ONE = SHOWN_TO_READERS.where(Feed.id == bindparam("feed_id", type_=BigInteger))
 
 
 def shown_to(images: ImageStore, *readers: Reader) -> dict[str, Any]:
-    """What `SHOWN` asks for: where images are, and for whom it is that likes are looked up."""
+    """What these ask for: where images are, and for whom it is that likes are looked up."""
     ids = [reader.id for reader in readers if reader.id is not None]
     return {"base_url": images.url(""), "reader_ids": ids}
 

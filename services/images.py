@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    LargeBinary,
     SQLColumnExpression,
     String,
     any_,
@@ -212,14 +213,14 @@ async def delete(
     return deleted
 
 
-def shown_with_feed(text: str | None) -> tuple[str, str]:
+def shown_with_feed(found: bytes | None) -> tuple[bytes, bytes]:
     """What `WITH_FEED` gave, as JSON: the URLs of a feed's images, and the images."""
-    if text is None:
-        return "[]", "[]"
-    urls = ",".join(text.split(_URL)[1::2])
-    images = text.replace(_URL, "").replace(f"[{_VARIANT}", "[").replace(_VARIANT, ",")
-    # Each image ends where the next one starts.
-    return f"[{urls}]", f"[{images.replace(_IMAGE, ']},')[3:]}]}}]"
+    if found is None:
+        return b"[]", b"[]"
+    urls, images = found.split(_IMAGES)
+    # Each image ends where the next one starts; before its first variant there is no comma.
+    images = images[1:].replace(_IMAGE, b"]},").replace(_VARIANTS + b",", b"")
+    return b"[%b]" % urls, b"[%b]}]" % images.replace(_VARIANTS, b"")
 
 
 async def avatars(
@@ -247,8 +248,8 @@ _IS_SHOWN = select(literal(True)).where(
     Image.state.in_([ImageState.PENDING, ImageState.ATTACHED]),
     ~exists().where(Feed.id == Image.feed_id, Feed.deleted_dt.is_not(None)),
 )
-# Between the parts of a feed's images. In JSON no character is one of these.
-_URL, _IMAGE, _VARIANT = "\x01", "\x02", "\x03"
+# Before all images, before each, and before its variants: no character of JSON is one of these.
+_IMAGES, _IMAGE, _VARIANTS = b"\1", b"\2", b"\3"
 
 
 def _json(text: SQLColumnExpression[Any]) -> ColumnElement[str]:
@@ -269,30 +270,31 @@ def _object(start: str, end: str, **values: ColumnElement[Any] | Any) -> ColumnE
 _NULLABLE = {"placeholder", "color"}
 _SIZE = {"width": Image.width, "height": Image.height}
 _ADDRESS = _json(bindparam("base_url", type_=String) + Image.key)
-_MARK: ColumnElement[str] = literal_column(f"'{_URL}'")
 _ORIGINAL = _object(
-    _IMAGE,
-    ',"variants":[',
+    _IMAGE.decode(),
+    ',"variants":[' + _VARIANTS.decode(),
     id=Image.id,
-    url=func.concat(_MARK, _ADDRESS, _MARK),
+    url=_ADDRESS,
     **_SIZE,
     alt=_json(Image.alt),
     placeholder=_json(Image.placeholder),
     color=_json(Image.color),
 )
-_SMALLER = _object(_VARIANT, "}", url=_ADDRESS, **_SIZE, type=_json(Image.content_type))
+_SMALLER = _object(",", "}", url=_ADDRESS, **_SIZE, type=_json(Image.content_type))
+_IS_ORIGINAL = Image.original_id.is_(None)
 # Beside a feed: its images and their variants, by one walk down an index. As text, since rows of
 # their own cost three times as much; `shown_with_feed` reads it.
+_URLS = func.string_agg(_ADDRESS, aggregate_order_by(literal_column("','"), Image.position))
+_SHOWN = func.string_agg(
+    case((_IS_ORIGINAL, _ORIGINAL), else_=_SMALLER),
+    # An original comes before its variants, and those by their width.
+    aggregate_order_by(
+        literal_column("''"), Image.position, Image.original_id.nulls_first(), Image.width
+    ),
+)
+_TEXT = _URLS.filter(_IS_ORIGINAL).concat(literal_column(f"'{_IMAGES.decode()}'")).concat(_SHOWN)
 WITH_FEED = (
-    select(
-        func.string_agg(
-            case((Image.original_id.is_(None), _ORIGINAL), else_=_SMALLER),
-            # An original comes before its variants, and those by their width.
-            aggregate_order_by(
-                literal_column("''"), Image.position, Image.original_id.nulls_first(), Image.width
-            ),
-        )
-    )
+    select(func.convert_to(_TEXT, literal_column("'UTF8'"), type_=LargeBinary))
     .where(Image.feed_id == Feed.id)
     .correlate(Feed)
     .scalar_subquery()

@@ -244,6 +244,7 @@ async def make_app(
             own = replace(
                 able,
                 sessions=sessions,
+                reading=sessions,
                 revocations=_WellInformed(sessions, able.tokens.seconds),
                 likes=open_likes(sessions),
             )

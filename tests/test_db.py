@@ -173,7 +173,7 @@ async def test_a_pool_that_is_used_up_is_a_503_and_recovers(settings, lent, live
         for db in held:
             await db.begin()
             await db.execute(text("SELECT 1"))
-        refused = await live_client.get("/api/feed/list")
+        refused = await live_client.get("/api/feed/list?total=true")
     finally:
         pool._timeout = original
         for db in held:

@@ -31,7 +31,7 @@ async def test_a_part_that_does_not_answer_is_named(make_app, sessions, change, 
     app = await make_app(**change)
     async with open_engine(app.state.settings) as engine, client_of(app) as client:
         if "database_url" in change:
-            app.state.sessions = session_factory(engine)
+            app.state.reading = session_factory(engine)
         answer = await client.get("/readyz")
 
     assert answer.status_code == 503

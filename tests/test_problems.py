@@ -211,7 +211,7 @@ async def test_a_database_that_is_down_is_said_to_be_so(app, settings, capabilit
     dead = settings.model_copy(update={"database_url": "postgresql+asyncpg://a@127.0.0.1:1/a"})
     token = bearer({"access_token": capabilities.tokens.issue(1, 1)})
     async with open_engine(dead) as engine, client_of(app) as client:
-        app.state.sessions = session_factory(engine)
+        app.state.sessions = app.state.reading = session_factory(engine)
         answers = [
             await client.get("/api/feed/list"),
             await client.post("/api/auth/signup", json=ADA),
