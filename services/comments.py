@@ -1,6 +1,7 @@
 """Comments: what happens when one is written, listed, changed, deleted or restored.
 
-A deleted comment is shown as long as it has replies that are shown, as a stone without words.
+A deleted comment is shown as long as it has replies that are shown, as a stone without words. So is
+one of somebody who has left, also before it is erased.
 """
 
 from collections.abc import Sequence
@@ -31,15 +32,19 @@ from models.feed import Feed, SortBy
 from models.like import CommentLike
 from models.user import User
 from services import idempotency, purges, threads, versions
-from services.access import require_deletable, require_here, require_own
+from services.access import (
+    COMMENT_KEPT,
+    FEED_KEPT,
+    require_deletable,
+    require_here,
+    require_own,
+)
 from services.cursors import Cursor, Page, following, keyset
 from services.errors import CommentNotFound, FeedNotFound, InvalidInput
 from services.readers import Reader
 from services.versions import Expected
 
-_KEPT = Comment.deleted_dt.is_(None)
-_FEED_KEPT = Feed.deleted_dt.is_(None)
-_SHOWN = or_(_KEPT, Comment.reply_count > 0)
+_SHOWN = or_(COMMENT_KEPT, Comment.reply_count > 0)
 _LIKED = exists().where(
     CommentLike.comment_id == Comment.id,
     CommentLike.user_id == bindparam("reader_id", type_=BigInteger),
@@ -55,7 +60,7 @@ _COMMENTS = select(
     func.cardinality(Comment.path).label("depth"),
     Comment.like_count,
     _LIKED.label("liked"),
-    Comment.deleted_dt.is_not(None).label("deleted"),
+    (~COMMENT_KEPT).label("deleted"),
     Comment.create_dt,
     Comment.update_dt,
 ).outerjoin(User, User.id == Comment.author_id)
@@ -106,7 +111,7 @@ async def page(
         # One more than asked for says whether there is a next page, without counting.
         statement = found.limit(query.limit + 1)
     async with db.begin():
-        if await db.scalar(select(Feed.id).where(Feed.id == feed_id, _FEED_KEPT)) is None:
+        if await db.scalar(select(Feed.id).where(Feed.id == feed_id, FEED_KEPT)) is None:
             raise FeedNotFound
         rows = (await db.execute(statement, {"reader_id": reader.id})).all()
     paged = _nested if query.tree else _page
@@ -119,7 +124,7 @@ async def mine(
     """A page of what the author has written, newest first; raises InvalidInput for a bad cursor."""
     cursor = Cursor.newest_first(query.cursor)
     own = _COMMENTS.join(Feed, Feed.id == Comment.feed_id)
-    own = own.where(Comment.author_id == author.id, _KEPT, _FEED_KEPT)
+    own = own.where(Comment.author_id == author.id, COMMENT_KEPT, FEED_KEPT)
     statement = keyset(own, Comment.create_dt, Comment.id, cursor, descending=True)
     async with db.begin():
         found = await db.execute(statement.limit(query.limit + 1), {"reader_id": reader.id})
@@ -128,7 +133,7 @@ async def mine(
 
 async def read(db: AsyncSession, reader: Reader, comment_id: int) -> CommentRead:
     """One comment, as a list of its feed's shows it; raises CommentNotFound."""
-    there = exists().where(Feed.id == Comment.feed_id, _FEED_KEPT)
+    there = exists().where(Feed.id == Comment.feed_id, FEED_KEPT)
     found = _COMMENTS.where(Comment.id == comment_id, _SHOWN, there)
     async with db.begin():
         row = (await db.execute(found, {"reader_id": reader.id})).one_or_none()
@@ -148,10 +153,10 @@ async def update(
 ) -> CommentRead:
     """Change a comment's words; raises CommentNotFound, Forbidden and PreconditionFailed."""
     async with db.begin():
-        there = await _there(db, comment_id, _KEPT)
+        there = await _there(db, comment_id, COMMENT_KEPT)
         require_own(editor, there.author_id)
         await _require(db, reader, comment_id, expected)
-        await _change(db, comment_id, _KEPT, content=content, update_dt=NOW)
+        await _change(db, comment_id, COMMENT_KEPT, content=content, update_dt=NOW)
         return await idempotency.keep(db, await _read(db, reader, comment_id))
 
 
@@ -169,13 +174,13 @@ async def delete(
     feed goes meanwhile, Forbidden and PreconditionFailed.
     """
     async with db.begin():
-        there = await _there(db, comment_id, _KEPT)
+        there = await _there(db, comment_id, COMMENT_KEPT)
         require_deletable(editor, there.author_id)
         await threads.count(db, there.feed_id, -1)
         await _require(db, Reader(editor.id), comment_id, expected)
         kept = restorable and there.author_id == editor.id
         words = {} if kept else {"content": ""}
-        gone = await _change(db, comment_id, _KEPT, deleted_dt=NOW, **words)
+        gone = await _change(db, comment_id, COMMENT_KEPT, deleted_dt=NOW, **words)
         if not gone.reply_count:
             await threads.tell(db, gone.path[:-1], -1)
         return await idempotency.keep(db, Message(message="Comment Deleted"))
@@ -307,7 +312,7 @@ async def _there(
     found = (
         select(Comment.author_id, Comment.feed_id)
         .join(Feed, Feed.id == Comment.feed_id)
-        .where(Comment.id == comment_id, state, _FEED_KEPT)
+        .where(Comment.id == comment_id, state, FEED_KEPT)
     )
     row = (await db.execute(found)).one_or_none()
     if row is None:
@@ -321,7 +326,7 @@ async def _require(db: AsyncSession, reader: Reader, comment_id: int, expected: 
     Raises CommentNotFound and PreconditionFailed.
     """
     if expected is not None:
-        locked = select(Comment.id).where(Comment.id == comment_id, _KEPT)
+        locked = select(Comment.id).where(Comment.id == comment_id, COMMENT_KEPT)
         if await db.scalar(locked.with_for_update(key_share=True)) is None:
             raise CommentNotFound
         versions.require(expected, await _read(db, reader, comment_id))

@@ -178,7 +178,7 @@ def _people(
     found = (
         select(other, User.nickname, Follow.create_dt)
         .join_from(Follow, User, User.id == other)
-        .where(mine == user.id)
+        .where(mine == user.id, User.leaving_dt.is_(None))
     )
     return _rows(db, found, (Follow.create_dt, other))
 

@@ -28,7 +28,7 @@ from models.image import Image, ImageRead
 from models.like import FeedLike
 from models.user import User
 from services import history, idempotency, ledger, versions
-from services.access import require_deletable, require_here, require_own
+from services.access import FEED_KEPT, require_deletable, require_here, require_own
 from services.cursors import Bound, Cursor, Page, following, keyset
 from services.errors import FeedNotFound, InvalidInput
 from services.images import WITH_FEED, shown_with_feed
@@ -64,7 +64,7 @@ SHOWN = (
         Feed.update_dt,
     )
     .join(User, User.id == Feed.author_id)
-    .where(Feed.deleted_dt.is_(None))
+    .where(FEED_KEPT)
 )
 SHOWN_TO_READERS = SHOWN.add_columns(_LIKED_BY.label("liked_by"))
 _IMAGES = TypeAdapter(list[ImageRead])
@@ -117,7 +117,7 @@ async def page(
         asked = {"page_size": query.limit + 1} | (cursor.values() if cursor else {})
         shown = found.offset(query.skip or None)
         rows = (await db.execute(shown, shown_to(images, reader) | asked)).all()
-        counted = select(func.count()).select_from(Feed).where(Feed.deleted_dt.is_(None), *of)
+        counted = select(func.count()).select_from(Feed).where(FEED_KEPT, *of)
         total = await db.scalar(counted) if query.total else None
     items = [_read(reader, row) for row in rows[: query.limit]]
     time = "update_dt" if sort_by.startswith("update") else "create_dt"
@@ -300,8 +300,9 @@ def _read(reader: Reader, row: Row[*tuple[Any, ...]]) -> FeedRead:
 
 async def _locked(db: AsyncSession, feed_id: int) -> Feed:
     """The feed, locked until the transaction ends; raises FeedNotFound."""
-    feed = await db.get(Feed, feed_id, with_for_update=True, populate_existing=True)
-    if feed is None or feed.deleted_dt is not None:
+    found = select(Feed).where(Feed.id == feed_id, FEED_KEPT).with_for_update()
+    feed = await db.scalar(found.execution_options(populate_existing=True))
+    if feed is None:
         raise FeedNotFound
     return feed
 

@@ -126,7 +126,7 @@ async def _people(
     found = (
         select(User.id, User.nickname, Follow.create_dt)
         .join_from(Follow, User, User.id == shown)
-        .where(whose == user_id)
+        .where(whose == user_id, User.leaving_dt.is_(None))
     )
     statement = keyset(found, Follow.create_dt, shown, cursor, descending=True)
     async with db.begin():

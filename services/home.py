@@ -24,6 +24,7 @@ from models.base import MAX_ID, CursorQuery
 from models.feed import Feed, FeedRead, ListQuery, SortBy
 from models.follow import Follow
 from services import feeds
+from services.access import is_here
 from services.cursors import Cursor, Page
 from services.readers import Reader
 from services.store import ImageStore
@@ -48,6 +49,8 @@ _NEWEST = _BEFORE.limit(literal_column("1000")).subquery("newest")
 _FOUND = (
     select(_NEWEST.c.id, _NEWEST.c.create_dt)
     .where(exists().where(_IS_MINE, Follow.followed_id == _NEWEST.c.author_id))
+    # As `feeds.SHOWN` has it: else a page would end too early.
+    .where(is_here(_NEWEST.c.author_id))
     .order_by(_NEWEST.c.create_dt.desc(), _NEWEST.c.id.desc())
     .limit(_PAGE)
     .cte("found")
@@ -64,7 +67,7 @@ _LATEST = (
 _AUTHORS = (
     select(Follow.followed_id)
     .join(_LATEST, true())
-    .where(_IS_MINE, _COUNT < _PAGE)
+    .where(_IS_MINE, is_here(Follow.followed_id), _COUNT < _PAGE)
     .order_by(_LATEST.c.create_dt.desc(), _LATEST.c.id.desc())
     .limit(_PAGE)
     .cte("authors")

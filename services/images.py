@@ -35,7 +35,7 @@ from models.image import (
 )
 from models.user import User
 from services import history, idempotency, ledger, quotas, versions
-from services.access import require_deletable, require_own
+from services.access import is_here, require_deletable, require_own
 from services.cursors import Cursor, Page, following, keyset
 from services.errors import (
     DamagedImage,
@@ -182,7 +182,7 @@ async def mine(
 
 
 async def require_shown(db: AsyncSession, store: ImageStore, name: str) -> None:
-    """Raise ImageNotFound unless there is an image of this name, and its feed is not deleted."""
+    """Raise ImageNotFound unless there is such an image, its feed not deleted, its owner here."""
     async with db.begin():
         if not await db.scalar(_IS_SHOWN, {"key": store.key(name)}):
             raise ImageNotFound
@@ -247,6 +247,7 @@ _IS_SHOWN = select(literal(True)).where(
     Image.key == bindparam("key", type_=String),
     Image.state.in_([ImageState.PENDING, ImageState.ATTACHED]),
     ~exists().where(Feed.id == Image.feed_id, Feed.deleted_dt.is_not(None)),
+    is_here(Image.owner_id),
 )
 # Before all images, before each, and before its variants: no character of JSON is one of these.
 _IMAGES, _IMAGE, _VARIANTS = b"\1", b"\2", b"\3"
@@ -324,6 +325,7 @@ async def _there(
     found = select(Image).where(
         Image.id == image_id,
         Image.original_id.is_(None),
+        is_here(Image.owner_id),
         or_(there, Image.state == ImageState.INCOMING) if incoming else there,
     )
     if lock:

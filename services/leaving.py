@@ -2,17 +2,20 @@
 
 The first transaction ends the account: nobody logs in or acts as its user any more, address and
 nickname are free, and since everything that writes a row of a user's own locks the account and
-looks whether it is there (`access.require_here`), nothing is added behind it. What is left is
-erased in batches, each in a transaction of its own: by the request, as long as it has patience, and
-by the reaper, which takes up what a crash or a large account has left. The account's row, by then
-without a word in it, goes last, after the objects of its images.
+looks whether it is there (`access.require_here`), nothing is added behind it. From then on nothing
+of theirs is shown (`access.is_here`). It is erased in batches, each in a transaction of its own: by
+the request, as long as it has patience, and by the eraser, which takes up what a large account or a
+crash has left. The account's row, by then without a word in it, goes last, after the objects of its
+images.
 
 A batch locks many rows. It takes those that are free, and waits for one only while it holds no
 other, so that it stands in nobody's circle. Each count is changed under its row's lock, as ever.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -26,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 from uuid_utils import uuid7
 
-from config.db import DatabaseError
+from config.db import DatabaseError, Sessions
 from models.base import NOW
 from models.comment import Comment
 from models.feed import Feed
@@ -46,8 +49,50 @@ from services.store import ImageStore
 log = structlog.get_logger()
 
 BATCH = 100
-# Seconds that a request goes on erasing, before it leaves the rest to the reaper.
+# Seconds that a request goes on erasing, before it leaves the rest to the eraser.
 PATIENCE = 5.0
+# Seconds before the eraser takes up what it could not finish: a store may be down, a form for an
+# upload still good. Doubled each time, up to the second: between looks at what others have left.
+ERASE_AGAIN = 15.0
+ERASE_EVERY = 300.0
+
+
+class Eraser:
+    """Erases behind the requests, in every process, what those left behind who have left."""
+
+    def __init__(self, sessions: Sessions, store: ImageStore) -> None:
+        self._sessions = sessions
+        self._store = store
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Have it begin at once."""
+        self._woken.set()
+
+    async def erase_forever(self) -> None:
+        """A round when it is woken, and now and then."""
+        again = ERASE_AGAIN
+        while True:
+            # Who leaves during a round may not be in it.
+            self._woken.clear()
+            pause, again = again, min(2 * again, ERASE_EVERY)
+            if await self._round():
+                pause, again = ERASE_EVERY, ERASE_AGAIN
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), pause)
+                again = ERASE_AGAIN
+
+    async def _round(self) -> bool:
+        """Erase all there is; False when something is left, or failed, which the log says."""
+        try:
+            async with self._sessions() as db:
+                return await purge(db, self._store)
+        except DatabaseError as error:
+            log.warning("accounts that were left are erased later", error=str(error))
+        except Exception:
+            # A fault of ours must not end the eraser for the rest of the process's life.
+            log.exception("the eraser failed")
+        return False
 
 
 async def leave(
@@ -55,6 +100,7 @@ async def leave(
     store: ImageStore,
     passwords: Passwords,
     revocations: Revocations,
+    eraser: Eraser,
     user: User,
     *,
     password: str,
@@ -68,19 +114,21 @@ async def leave(
     revocations.note(ended)
     log.info("an account was left", receipt=receipt.model_dump(mode="json", exclude={"complete"}))
     try:
-        receipt.complete = await _erase(db, user.id, store, until=monotonic() + PATIENCE)
+        receipt.complete = await _erase(db, store, user.id, until=monotonic() + PATIENCE)
     except DatabaseError as error:
-        # The account is gone; what it has left behind is the reaper's.
+        # The account is gone; what it has left behind is the eraser's.
         log.warning("an account is erased later", receipt=receipt.id, error=str(error))
+    finally:
+        if not receipt.complete:
+            eraser.wake()
     return receipt
 
 
-async def purge(db: AsyncSession) -> None:
-    """Erase what those have left behind who have left; objects are collected as all others."""
+async def purge(db: AsyncSession, store: ImageStore) -> bool:
+    """Erase what those have left behind who have left; True when nothing of them is left."""
     async with db.begin():
         left = (await db.scalars(select(User.id).where(User.leaving_dt.is_not(None)))).all()
-    for user_id in left:
-        await _erase(db, user_id)
+    return all([await _erase(db, store, user_id, until=inf) for user_id in left])
 
 
 async def _depart(db: AsyncSession, user: User) -> Receipt:
@@ -121,9 +169,7 @@ def _counts(user_id: int) -> Select[*tuple[Any, ...]]:
     )
 
 
-async def _erase(
-    db: AsyncSession, user_id: int, store: ImageStore | None = None, *, until: float = inf
-) -> bool:
+async def _erase(db: AsyncSession, store: ImageStore, user_id: int, *, until: float) -> bool:
     """Erase batch after batch; True when nothing is left, not even the account's row."""
     for step in _STEPS:
         more = True
@@ -132,8 +178,7 @@ async def _erase(
                 return False
             async with db.begin():
                 more, keys = await step(db, user_id)
-            if store is not None:
-                await ledger.discard(db, store, keys)
+            await ledger.discard(db, store, keys)
     # A row of the ledger goes after its object, and the account after that.
     kept = exists().where(Image.owner_id == user_id)
     gone = delete(User).where(User.id == user_id, User.leaving_dt.is_not(None), ~kept)
@@ -149,9 +194,13 @@ _Erased = tuple[bool, Sequence[str]]
 
 async def _erase_feeds(db: AsyncSession, user_id: int, *, deleted: bool) -> _Erased:
     """Feeds go with all that is on them, as whenever one is deleted."""
-    # Each of the two has an index.
-    state = Feed.deleted_dt.is_not(None) if deleted else Feed.deleted_dt.is_(None)
-    some = select(Feed.id).where(Feed.author_id == user_id, state)
+    # Each of the two has an index. Newest first: lists begin there, and have to pass over them.
+    some = select(Feed.id).where(Feed.author_id == user_id)
+    if deleted:
+        some = some.where(Feed.deleted_dt.is_not(None))
+    else:
+        newest = (Feed.create_dt.desc(), Feed.id.desc())
+        some = some.where(Feed.deleted_dt.is_(None)).order_by(*newest)
     found, locked = await _lock(db, some, Feed, key_share=False)
     return found, await feeds.remove(db, locked)
 

@@ -35,7 +35,7 @@ from models.feed import Feed
 from models.like import CommentLike, FeedLike, Liked, LikeRead
 from models.user import User
 from services import idempotency
-from services.access import ACCOUNT_GONE
+from services.access import ACCOUNT_GONE, COMMENT_KEPT, FEED_KEPT
 from services.batches import Batches
 from services.cursors import Cursor, Page, following, keyset
 from services.errors import (
@@ -180,7 +180,7 @@ def _likable(
     counted = update(table).where(table.id == _ID)
     return Likable(
         lock=select(table.like_count)
-        .where(table.id == _ID, table.deleted_dt.is_(None), *there)
+        .where(table.id == _ID, *there)
         .with_for_update(key_share=True, of=table),
         # Locked as a foreign key locks: no account goes while its like is being written.
         likers=select(User.id, liking)
@@ -193,18 +193,19 @@ def _likable(
     )
 
 
-FEED = _likable(Feed, FeedLike, FeedLike.feed_id, FeedNotFound)
+FEED = _likable(Feed, FeedLike, FeedLike.feed_id, FeedNotFound, FEED_KEPT)
 COMMENT = _likable(
     Comment,
     CommentLike,
     CommentLike.comment_id,
     CommentNotFound,
+    COMMENT_KEPT,
     # It goes with its feed.
-    exists().where(Feed.id == Comment.feed_id, Feed.deleted_dt.is_(None)),
+    exists().where(Feed.id == Comment.feed_id, FEED_KEPT),
 )
-_THERE = select(Feed.id).where(Feed.id == _ID, Feed.deleted_dt.is_(None))
+_THERE = select(Feed.id).where(Feed.id == _ID, FEED_KEPT)
 _OF_FEED = (
     select(FeedLike.user_id, User.nickname, FeedLike.create_dt)
     .join(User, User.id == FeedLike.user_id)
-    .where(FeedLike.feed_id == _ID)
+    .where(FeedLike.feed_id == _ID, User.leaving_dt.is_(None))
 )

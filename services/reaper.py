@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from config.db import DatabaseError, Sessions
 from models.base import NOW
 from models.image import Image, ImageState
-from services import comments, feeds, idempotency, leaving
+from services import comments, feeds, idempotency
 from services import sessions as signed_in
 from services.ledger import SETTLED, discard
 from services.store import ImageStore
@@ -81,7 +81,7 @@ async def reap_forever(sessions: Sessions, store: ImageStore, *, restorable: tim
 
 
 async def _purge(sessions: Sessions, restorable: timedelta) -> None:
-    """Remove what is over: deletions, sessions, keys, and what those left behind who left."""
+    """Remove what is over: deletions, sessions and keys."""
     try:
         async with sessions() as db:
             while await feeds.purge(db, restorable=restorable):
@@ -89,7 +89,6 @@ async def _purge(sessions: Sessions, restorable: timedelta) -> None:
             await comments.purge(db, restorable)
             await signed_in.purge(db)
             await idempotency.purge(db)
-            await leaving.purge(db)
     except DatabaseError as error:
         log.warning("what was deleted could not be removed", error=str(error))
     except Exception:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import aliased
 from models.comment import Comment
 from models.feed import Feed
 from models.user import User
+from services.access import COMMENT_KEPT, FEED_KEPT
 from services.errors import CommentNotFound, FeedNotFound, InvalidInput
 
 _new = select(
@@ -44,7 +45,7 @@ async def count(db: AsyncSession, feed_id: int, by: int) -> None:
     """Count a comment more or fewer, and lock the feed; raises FeedNotFound."""
     counted = (
         update(Feed)
-        .where(Feed.id == feed_id, Feed.deleted_dt.is_(None))
+        .where(Feed.id == feed_id, FEED_KEPT)
         .values(comment_count=Feed.comment_count + by)
         .returning(Feed.id)
     )
@@ -61,9 +62,7 @@ async def trace(
     """
     if parent_id is None:
         return []
-    found = select(Comment.feed_id, Comment.path).where(
-        Comment.id == parent_id, Comment.deleted_dt.is_(None)
-    )
+    found = select(Comment.feed_id, Comment.path).where(Comment.id == parent_id, COMMENT_KEPT)
     parent = (await db.execute(found)).one_or_none()
     if parent is None:
         raise CommentNotFound

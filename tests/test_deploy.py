@@ -16,6 +16,7 @@ from config.settings import Settings
 ROOT = Path(__file__).parent.parent
 PROGRAMS = Path(sys.executable).parent
 COMPOSE = ROOT / "docker-compose.yml"
+TRIAL = ROOT / "deploy" / "try-image.sh"
 SERVICES: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())["services"]
 
 # What a person may set, `#NAME=default` in the example; whether it is a secret its name says.
@@ -82,6 +83,30 @@ def test_the_linter_has_nothing_to_say(command):
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_trial_of_the_image_that_fails_says_what_and_why(tmp_path):
+    script = TRIAL.read_text()
+    functions = re.findall(r"^(?:must|logged)\(\) \{.*\}$", script, re.M)
+    assert len(functions) == 2
+    trial = "\n".join(
+        [f"work={tmp_path}", *functions, 'must "it works" logged some bash -c "echo Why; exit 1"']
+    )
+
+    failed = subprocess.run(["bash", "-euc", trial], capture_output=True, text=True)
+
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr.splitlines() == ["Failed: it works.", "Why"]
+    # What goes into a file there, goes without a word.
+    commands = script.replace("\\\n", " ").splitlines()
+    assert [line for line in commands if re.match(r"\s*must .* &?\d?>", line)] == []
+
+
+def test_a_trial_of_the_image_makes_the_database_that_is_embedded():
+    """Whatever the locale of the shell."""
+    (options,) = re.findall(r"initdb\"(.*?)\n(.*)\n", TRIAL.read_text())
+
+    assert {"--encoding=UTF8", "--locale=C", "--builtin-locale=C.UTF-8"} <= set(options[1].split())
 
 
 def test_everything_that_compose_takes_is_in_the_example():

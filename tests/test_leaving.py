@@ -1,8 +1,12 @@
 """Who leaves is gone with all that was theirs; what others wrote stays, and is counted right."""
 
 import asyncio
+import io
+import json
 import random
+import zipfile
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import func, select, text, update
@@ -237,6 +241,144 @@ async def test_a_token_of_an_account_that_is_gone_does_nothing(client, two, sess
         assert answer.status_code == 404, path
 
 
+async def test_from_the_answer_on_all_reads_are_as_they_will_be(
+    client, app, two, sessions, monkeypatch
+):
+    """To others, and to whoever is not signed in; the counts follow as it is erased."""
+    monkeypatch.setattr(leaving, "PATIENCE", 0)
+    ada, bob = two
+    mine, theirs = await settle(client, ada, bob)
+    profile = await call(client, ada, "GET", "/api/mypage/profile")
+    names = [*mine["image_urls"], profile["avatar"]["url"], mine["images"][0]["variants"][0]["url"]]
+    said = (await client.get(f"/api/comment/feed/{theirs['id']}")).json()
+    paths = [
+        "/api/feed/list?total=true", "/api/feed/list?sort_by=update_dt_asc", "/api/feed/home",
+        f"/api/feed/list-by-user?user_id={ada['id']}", "/api/mypage/feeds", "/api/mypage/comments",
+        *(f"/api/feed/read/{feed['id']}" for feed in (mine, theirs)),
+        *(f"/api/like/feed/{feed['id']}" for feed in (mine, theirs)),
+        *(f"/api/comment/feed/{feed['id']}" for feed in (mine, theirs)),
+        *(f"/api/comment/feed/{feed['id']}?tree=true" for feed in (mine, theirs)),
+        *(f"/api/comment/read/{comment['id']}" for comment in said),
+        *(f"/api/mypage/{user['id']}/followers" for user in two),
+        *(f"/api/mypage/{user['id']}/followings" for user in two),
+        *(f"/images/{name.rpartition('/')[2]}" for name in names),
+    ]  # fmt: skip
+
+    async def look():
+        answers = [(path, await client.get(path, headers=who)) for path in paths for who in readers]
+        return [
+            (path, it.status_code, it.headers.get("X-Total-Count"), uncounted(it))
+            for path, it in answers
+        ]
+
+    readers = [bearer(bob), {}]
+    before = await look()
+    assert (await leave(client, ada)).json()["complete"] is False
+    at_once = await look()
+    async with sessions() as db:
+        assert await leaving.purge(db, app.state.images)
+
+    assert at_once == await look()
+    changed = {was[0] for was, now in zip(before, at_once, strict=True) if was != now}
+    (of_bob,) = (it["id"] for it in said if it["author_id"] == bob["id"])
+    assert set(paths) - changed == {
+        "/api/mypage/feeds",
+        f"/api/feed/read/{theirs['id']}",
+        f"/api/comment/read/{of_bob}",
+    }
+    assert {status for path, status, *_ in at_once if path.startswith("/images/")} == {404}
+
+
+def uncounted(answer):
+    """What was read, without counts, or which problem it was."""
+    if answer.headers["content-type"].startswith("image/"):
+        return None
+    read = answer.json()
+    rows = read if isinstance(read, list) else [read]
+    untold = {"like_count", "comment_count", "instance", "request_id"}
+    return [{name: row[name] for name in row.keys() - untold} for row in rows]
+
+
+async def test_nobody_likes_or_answers_or_deletes_what_is_being_erased(
+    client, two, sessions, monkeypatch
+):
+    monkeypatch.setattr(leaving, "PATIENCE", 0)
+    ada, bob = two
+    mine, theirs = await settle(client, ada, bob)
+    (below, *_) = await shown(client, mine)
+    root, *_ = await shown(client, theirs)
+    async with sessions() as db, db.begin():
+        await db.execute(update(User).where(User.id == bob["id"]).values(is_admin=True))
+    await leave(client, ada)
+    before = await miscounted(sessions), await rows_of(sessions, bob["id"])
+
+    for method, path, sent in (
+        ("PUT", f"/api/like/feed/{mine['id']}", {}),
+        ("DELETE", f"/api/like/feed/{mine['id']}", {}),
+        ("PUT", f"/api/like/comment/{below['id']}", {}),
+        ("PUT", f"/api/like/comment/{root['id']}", {}),
+        ("POST", "/api/comment/create", {"json": {"content": "C", "feed_id": mine["id"]}}),
+        (
+            "POST",
+            "/api/comment/create",
+            {"json": {"content": "C", "feed_id": theirs["id"], "parent_id": root["id"]}},
+        ),
+        ("PATCH", f"/api/comment/update/{below['id']}", {"json": {"content": "C"}}),
+        ("DELETE", f"/api/comment/delete/{below['id']}", {}),
+        ("DELETE", f"/api/comment/delete/{root['id']}", {}),
+        ("DELETE", f"/api/feed/delete/{mine['id']}", {}),
+        ("DELETE", f"/api/image/{mine['images'][0]['id']}", {}),
+    ):
+        answer = await client.request(method, path, headers=bearer(bob), **sent)
+        assert answer.status_code == 404, (method, path, answer.text)
+    assert (await miscounted(sessions), await rows_of(sessions, bob["id"])) == before
+
+
+async def test_a_page_of_home_is_full_whoever_leaves(client, two, monkeypatch):
+    monkeypatch.setattr(leaving, "PATIENCE", 0)
+    ada, bob = two
+    cid = await user_maker(client)(nickname="Cid")
+    for author in (ada, bob):
+        await call(client, cid, "PUT", f"/api/follow/{author['id']}")
+    posted = [await post(client, user) for user in (bob, ada, ada, bob, ada)]
+    await leave(client, ada)
+
+    found = await client.get("/api/feed/home?limit=1", headers=bearer(cid))
+    rest = await client.get(found.links["next"]["url"], headers=bearer(cid))
+
+    assert [it["id"] for it in found.json()] == [posted[3]["id"]]
+    assert [it["id"] for it in rest.json()] == [posted[0]["id"]]
+    assert "next" not in rest.links
+
+
+async def test_nobody_takes_along_who_has_left(client, two, monkeypatch):
+    monkeypatch.setattr(leaving, "PATIENCE", 0)
+    ada, bob = two
+    await settle(client, ada, bob)
+    await leave(client, ada)
+
+    export = await client.get("/api/mypage/export", headers=bearer(bob))
+
+    with zipfile.ZipFile(io.BytesIO(export.content)) as archive:
+        people = [archive.read(name) for name in ("following.json", "followers.json")]
+    assert [json.loads(each) for each in people] == [[], []]
+
+
+async def test_the_newest_feeds_are_erased_first(client, two, sessions, monkeypatch):
+    """Else every first page passes over them for as long as the erasing takes."""
+    monkeypatch.setattr(leaving, "BATCH", 1)
+    ada, _ = two
+    old, *_ = [await post(client, ada) for _ in range(3)]
+    # The request has patience for two batches.
+    moments = iter([0, 0, 0])
+    monkeypatch.setattr(leaving, "monotonic", lambda: next(moments, 100))
+
+    await leave(client, ada)
+
+    async with sessions() as db, db.begin():
+        assert (await db.scalars(select(Feed.id))).all() == [old["id"]]
+
+
 async def test_address_and_nickname_are_free_at_once(client, two, monkeypatch):
     monkeypatch.setattr(leaving, "PATIENCE", 0)
     ada, _ = two
@@ -256,7 +398,7 @@ async def test_two_who_are_leaving_at_once_do_not_meet_in_their_empty_names(
     assert [(await leave(client, user)).status_code for user in two] == [200, 200]
 
 
-async def test_what_a_request_leaves_the_reaper_erases(
+async def test_what_a_request_leaves_the_eraser_erases_down_to_the_accounts_row(
     client, app, two, sessions, settings, stored_keys, monkeypatch
 ):
     """After a crash, or of an account that is too large for one request."""
@@ -269,14 +411,10 @@ async def test_what_a_request_leaves_the_reaper_erases(
         async with db.begin():
             row = await db.get(User, ada["id"])
             words = (row.email, row.nickname, row.bio, row.password_hash)
-        await leaving.purge(db)
-        # The account's row waits for the objects of its images.
-        kept = await rows_of(sessions, ada["id"])
-        await reaper.reap(db, app.state.images)
-        await leaving.purge(db)
+        erased = await leaving.purge(db, app.state.images)
 
     assert words == ("", "", "", "")
-    assert set(kept) == {"User.id", "Image.owner_id"}
+    assert erased
     assert await rows_of(sessions, ada["id"]) == {}
     assert await miscounted(sessions) == []
     assert len(await stored_keys()) == 1
@@ -296,10 +434,12 @@ async def test_a_form_for_a_direct_upload_outlives_its_account_in_the_ledger(
     async with sessions() as db:
         async with db.begin():
             await db.execute(update(Image).values(reap_dt=NOW - SETTLED))
+        early = await leaving.purge(db, app.state.images)
         await reaper.reap(db, app.state.images)
-        await leaving.purge(db)
+        late = await leaving.purge(db, app.state.images)
 
     assert receipt["complete"] is False
+    assert (early, late) == (False, True)
     assert kept == {"User.id": 1, "Image.owner_id": 1}
     assert await rows_of(sessions, ada["id"]) == {}
 
@@ -319,7 +459,74 @@ async def test_a_store_that_is_down_keeps_nobody(client, app, two, sessions, mon
     assert set(await rows_of(sessions, ada["id"])) == {"User.id", "Image.owner_id"}
 
 
+async def test_the_eraser_tries_again_soon_then_seldom_and_at_once_when_it_is_woken(monkeypatch):
+    pauses = []
+    rounds = iter([False] * 7 + [True, True, False, False, False, True])
+    eraser = leaving.Eraser(None, None)
+
+    async def round_():
+        return next(rounds)
+
+    async def wait_for(woken, pause):
+        woken.close()
+        pauses.append(pause)
+        if len(pauses) == 13:
+            raise asyncio.CancelledError
+        if len(pauses) != 11:
+            raise TimeoutError
+
+    monkeypatch.setattr(eraser, "_round", round_)
+    monkeypatch.setattr(leaving, "asyncio", SimpleNamespace(wait_for=wait_for))
+    with pytest.raises(asyncio.CancelledError):
+        await eraser.erase_forever()
+
+    assert pauses == [15, 30, 60, 120, 240, 300, 300, 300, 300, 15, 30, 15, 300]
+
+
 # With real commits.
+
+
+@pytest.mark.parametrize("end", ["patience", "crash"])
+async def test_what_a_request_leaves_is_erased_right_behind_it(
+    live_app, live_client, monkeypatch, end
+):
+    ada = await user_maker(live_client)()
+    for _ in range(3):
+        await post(live_client, ada, WIDE)
+    erase = leaving._erase
+    ends = []
+
+    async def ending(db, store, user_id, *, until):
+        if ends or end == "patience":
+            return await erase(db, store, user_id, until=until)
+        ends.append(user_id)
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(leaving, "_erase", ending)
+    monkeypatch.setattr(leaving, "PATIENCE", 0)
+    answer = await leave(live_client, ada)
+
+    assert answer.status_code == (200 if end == "patience" else 500)
+    # The account's row, too.
+    async with asyncio.timeout(10):
+        while await rows_of(live_app.state.sessions, ada["id"]):
+            await asyncio.sleep(0.05)
+
+
+async def test_the_fast_lane_shows_nothing_of_theirs_either(live_app, live_client):
+    make = user_maker(live_client)
+    ada, bob = await make(), await make()
+    theirs, mine = await post(live_client, bob), await post(live_client, ada)
+    async with live_app.state.sessions() as db, db.begin():
+        await db.execute(update(User).where(User.id == ada["id"]).values(leaving_dt=NOW))
+
+    listed = await live_client.get("/api/feed/list?limit=1")
+    read = await live_client.get(f"/api/feed/read/{mine['id']}")
+    async with live_app.state.sessions() as db:
+        await leaving.purge(db, live_app.state.images)
+
+    assert [feed["id"] for feed in listed.json()] == [theirs["id"]]
+    assert read.status_code == 404
 
 
 @pytest.fixture
@@ -337,6 +544,7 @@ async def workers(live_app):
 async def test_leaving_amid_traffic_leaves_every_count_right(live_app, workers, monkeypatch):
     """Others comment, like, follow and delete; so does who leaves; two leave at the same moment."""
     monkeypatch.setattr(leaving, "BATCH", 7)
+    monkeypatch.setattr(leaving, "PATIENCE", 120)
     make = user_maker(workers[0])
     leavers, others = [await make() for _ in range(2)], [await make() for _ in range(4)]
     everybody = [*leavers, *others]
@@ -428,7 +636,7 @@ async def test_an_upload_that_is_under_way_leaves_neither_row_nor_orphan(
             mine = update(Image).where(Image.owner_id == ada["id"])
             await db.execute(mine.values(reap_dt=NOW - SETTLED))
         await reaper.reap(db, live_app.state.images)
-        await leaving.purge(db)
+        await leaving.purge(db, live_app.state.images)
     assert await stored_keys() == set()
     assert await rows_of(live_app.state.sessions, ada["id"]) == {}
 
@@ -468,7 +676,7 @@ async def test_what_is_being_written_is_erased_too_or_refused(live_app, live_cli
     assert await miscounted(live_app.state.sessions) == []
     assert await rows_of(live_app.state.sessions, ada["id"]) == {"User.id": 1}
     async with live_app.state.sessions() as db:
-        await leaving.purge(db)
+        await leaving.purge(db, live_app.state.images)
 
 
 async def waits_for_a_lock(live_app):
