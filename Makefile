@@ -60,6 +60,9 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.home
 	$(BIN)/python -m bench.likes
+	$(BIN)/python -m bench.footprint
+	$(BIN)/python -m bench.speed --access-log --growth --charts docs
+	$(BIN)/python -m bench.workers
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
