@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make requirements"
 
-.PHONY: run install test check lint types audit fuzz crashes walk storm slow bench requirements clean
+.PHONY: run install test check lint types audit fuzz crashes walk storm fresh slow bench requirements clean
 
 run: install
 	@$(BIN)/feedboard serve
@@ -33,9 +33,9 @@ types: $(VENV)/dev.stamp
 audit: $(VENV)/dev.stamp
 	sh deploy/audit.sh $(BIN)/pip-audit
 
-# The long form of the API's property tests.
+# The long form of the API's property tests, and of the fast lane's.
 fuzz: $(VENV)/dev.stamp
-	FEEDBOARD_FUZZ=1000 $(BIN)/pytest -s tests/test_openapi.py
+	FEEDBOARD_FUZZ=1000 $(BIN)/pytest -s tests/test_openapi.py tests/test_fast_reads.py
 
 # The long form of the proof that nothing is lost: kills the service 200 times, and what it needs.
 crashes: $(VENV)/dev.stamp
@@ -48,6 +48,10 @@ walk: $(VENV)/dev.stamp
 # The long form of counting after 16 clients did what they liked, 10 000 requests long.
 storm: $(VENV)/dev.stamp
 	FEEDBOARD_STORM=10000 $(BIN)/pytest -s tests/test_storm.py
+
+# The long form of reading while others write: 200 writes of each.
+fresh: $(VENV)/dev.stamp
+	FEEDBOARD_FRESH=200 $(BIN)/pytest -s tests/test_fresh_reads.py
 
 # The long form of 500 connections that are slow on purpose, while others are served.
 slow: $(VENV)/dev.stamp

@@ -1,33 +1,30 @@
 """The fast lane: the two reads that carry a board's load, one feed and a page of all feeds.
 
-The plain way (router, service, SQLAlchemy, pydantic, a stack of middleware) is what the API is. For
-these two reads it costs ten times what PostgreSQL and the socket do. So a request for one of them
-that has nothing unusual about it is answered here, before all that, with the same bytes.
+The plain way (middleware, router, service, SQLAlchemy, pydantic) is what the API is; for these two
+reads it costs ten times what PostgreSQL and the socket do. So a request for one of them that has
+nothing unusual about it is answered here, before all that, with the same bytes.
 
-One truth. The statements are the service's own (`feeds.SHOWN`, `feeds.page_of`), compiled once; who
-reads, limits, tags, ids, hosts and headers are decided by the functions that the plain way uses. A
-request that asks for anything else is not understood here and goes the plain way: another header
-that counts, another spelling of a number, a feed that is not there, a token that is in doubt. So
-does whatever fails here. `tests/test_fast_reads.py` compares the two.
+One truth. The statements are the service's own (`feeds.SHOWN`, `feeds.page_of`); who reads, limits,
+tags, ids, hosts and headers are decided by the functions that the plain way uses. Whatever else a
+request asks goes the plain way: another header that counts, another spelling of a number, a feed
+that is not there, a token that is in doubt. `tests/test_fast_reads.py` compares the two.
 
-Fast by four things. A statement is prepared once on each connection (`config.readers`) and
-commits nothing. Its rows become JSON as they are; the images come from PostgreSQL as JSON. Reads in
-flight are gathered (`services.batches`): while one statement for feeds is under way, the ids of all
-who come are the next one's, and equal pages are one statement for all who want them. And there is
-one flat function instead of ten layers.
+Fast by four things. Statements are compiled once, and prepared once on each connection
+(`config.readers`); they commit nothing. Rows become JSON as they are, and images come as JSON from
+PostgreSQL. Reads in flight are gathered (`services.batches`): while one statement for feeds is
+under way, the ids of all who come are the next one's, and equal pages are one statement for all who
+want them. And there is one flat function instead of ten layers.
 
 No staleness. Who comes joins only a statement that starts after they came, so all that was written
 and acknowledged before is in it. Nothing is kept: neither rows nor answers.
 
-Robust. A reader who leaves takes nobody along. A statement has two seconds; when PostgreSQL fails,
-those who wait go the plain way, which refuses in words, and for a second all others do.
-
-`FAST_READS=0` turns it off, and changes nothing but the speed.
+Robust. A reader who leaves takes nobody along. A statement has two seconds. When one fails, those
+who wait for it go the plain way, which refuses in words, and for a second all others do.
 """
 
 import time
 from collections.abc import Collection, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
@@ -38,11 +35,10 @@ from sqlalchemy import ARRAY, BigInteger, Select, any_, bindparam, make_url
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import headers, rate_limits
-from app.etags import has
+from app import etags, headers, rate_limits
 from app.hosts import KnownHosts
 from app.request_log import identify, write_down
-from config.readers import ReadError, Readers
+from config.readers import Readers
 from config.settings import Settings
 from models.base import version
 from models.feed import Feed, FeedRead, ListQuery, SortBy
@@ -60,6 +56,7 @@ _READ, _LIST = "/api/feed/read/", "/api/feed/list"
 # The headers that may change an answer; what the others say is not understood here.
 _OTHERS = {b"origin", b"content-type", b"content-length", b"transfer-encoding"}
 _TELLING = {b"authorization", b"host", b"if-none-match", b"x-request-id"} | _OTHERS
+_json = partial(orjson.dumps, option=orjson.OPT_UTC_Z)
 # Seconds for which the plain way has it all, after PostgreSQL failed.
 PAUSE = 1.0
 _AMONG = Feed.id == any_(bindparam("feed_ids", type_=ARRAY(BigInteger)))
@@ -67,7 +64,7 @@ _BY_ID = {shown: shown.where(_AMONG) for shown in (feeds.SHOWN, feeds.SHOWN_TO_R
 
 
 class Page(NamedTuple):
-    """Which page of all feeds; it may start after a feed."""
+    """A page of all feeds, which may start after one of them."""
 
     sort_by: SortBy
     limit: int
@@ -82,8 +79,7 @@ class Answer(NamedTuple):
     next: str | None = None
 
 
-# A feed as JSON has it, and those of the readers who like it.
-Shown = tuple[dict[str, Any], Sequence[int]]
+Shown = tuple[dict[str, Any], Sequence[int]]  # A feed, and those of the readers who like it.
 
 
 class FeedReads:
@@ -105,25 +101,24 @@ class FeedReads:
             if isinstance(asked, int):
                 return await self._feeds.ask(None, (asked, reader_id))
             return await self._pages.ask(asked, reader_id)
-        except ReadError as error:
+        except Exception as error:  # Whatever it is, the plain way may do it, and says if not.
             if time.monotonic() >= self._closed_until:
                 self._closed_until = time.monotonic() + PAUSE
                 log.warning("reads go the plain way for a second", error=repr(error))
             return None
 
     async def _by_id(self, _: None, asked: Sequence[tuple[int, int | None]]) -> list[Answer | None]:
-        readers = {reader_id for _, reader_id in asked}
-        statement = _BY_ID[_shown_to(readers)]
-        rows = await self._rows(
-            statement, readers, feed_ids=list({feed_id for feed_id, _ in asked})
-        )
+        ids, readers = {feed_id for feed_id, _ in asked}, {reader_id for _, reader_id in asked}
+        statement = _BY_ID[feeds.SHOWN if readers == {None} else feeds.SHOWN_TO_READERS]
+        rows = await self._rows(statement, readers, feed_ids=list(ids))
         found = {row[0]: self._shown(row) for row in rows}
         return [self._one(found.get(feed_id), reader_id) for feed_id, reader_id in asked]
 
     async def _page(self, page: Page, asked: Sequence[int | None]) -> list[Answer | None]:
         sort_by, limit, after = page
         readers, values = set(asked), after.values() if after else {}
-        statement = feeds.page_of(_shown_to(readers), sort_by, after=after is not None)
+        shown_to = feeds.SHOWN if readers == {None} else feeds.SHOWN_TO_READERS
+        statement = feeds.page_of(shown_to, sort_by, after=after is not None)
         rows = await self._rows(statement, readers, page_size=limit + 1, **values)
         next_ = None
         if len(rows) > limit:
@@ -195,11 +190,10 @@ class FastReads:
         self.app = app
         self._state = state
         self._limits = limits
-        self._next_page = f'<{settings.base_url}{_LIST}?%s%s>; rel="next"'
+        self._list = f"{settings.base_url}{_LIST}?"
         self._access_log = settings.access_log
-        hosts = KnownHosts(app, names=settings.hosts)
-        self._knows = lru_cache(1000)(hosts.knows) if settings.hosts else None
-        always = [(b"vary", b"Authorization"), *headers.of_data(settings)]
+        self._hosts = KnownHosts(app, names=settings.hosts) if settings.hosts else None
+        always = [(b"vary", b"Authorization, Origin"), *headers.of_data(settings)]
         self._to_anybody = [*always, (b"cache-control", b"no-cache")]
         self._to_one = [*always, (b"cache-control", b"private, no-cache")]
 
@@ -215,7 +209,7 @@ class FastReads:
         given = {name: value.decode("latin-1") for name, value in telling}
         if len(given) < len(telling) or not _OTHERS.isdisjoint(given):
             return False
-        if self._knows is not None and not self._knows(given.get(b"host", "")):
+        if self._hosts is not None and not self._hosts.knows(given.get(b"host", "")):
             return False
         try:
             reader_id = self._reader(given.get(b"authorization"))
@@ -234,11 +228,12 @@ class FastReads:
         if answer is None:
             return False
         if answer.next is not None:
-            told.append((b"link", (self._next_page % (asked.kept, answer.next)).encode()))
+            link = f'<{self._list}{asked.kept}{answer.next}>; rel="next"'
+            told.append((b"link", link.encode()))
         request_id = identify(given.get(b"x-request-id", ""))
         told += (b"etag", b'"%b"' % answer.tag.encode()), (b"x-request-id", request_id.encode())
         status, body = 200, answer.body
-        if has(given.get(b"if-none-match", ""), answer.tag):
+        if etags.has(given.get(b"if-none-match", ""), answer.tag):
             status, body = 304, b""
         else:
             told += (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))
@@ -271,7 +266,7 @@ def _asked(scope: Scope) -> _Asked | None:
     path: str = scope["path"]
     if scope["method"] != "GET" or scope.get("root_path"):
         return None
-    if path == _LIST:
+    if path == _LIST and len(scope["query_string"]) < 200:
         return _page(scope["query_string"])
     if path.startswith(_READ) and not scope["query_string"]:
         given = path[len(_READ) :]
@@ -295,14 +290,6 @@ def _page(query_string: bytes) -> _Asked | None:
     given.pop("cursor", None)
     kept = urlencode(given | {"cursor": ""})
     return _Asked(Page(sort_by, query.limit, after), _LIST, kept)
-
-
-def _shown_to(readers: Collection[int | None]) -> Select[Any]:
-    return feeds.SHOWN if readers == {None} else feeds.SHOWN_TO_READERS
-
-
-def _json(value: Any) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_UTC_Z)
 
 
 @lru_cache(100)

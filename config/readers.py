@@ -15,11 +15,8 @@ from config.settings import Settings
 CONNECTIONS = 8
 # Seconds that connecting, waiting for a connection, or a statement may take.
 PATIENCE = 2.0
-# What a read raises when the database is at fault, or is not there.
-ReadError = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
-
 _SETTINGS = {
-    "application_name": "feedboard",
+    "application_name": "feedboard reads",
     "default_transaction_read_only": "on",
     "statement_timeout": str(int(PATIENCE * 1000)),
     # These find some rows by an index, whatever they are asked for: no need to plan anew, which
@@ -45,7 +42,7 @@ class Readers:
         self._waiting: deque[asyncio.Future[asyncpg.Connection | None]] = deque()
 
     async def fetch(self, sql: str, *values: Any) -> list[asyncpg.Record]:
-        """The rows of a statement, which is prepared if it is not yet; raises ReadError."""
+        """The rows of a statement, which is prepared if it is not yet; raises what asyncpg does."""
         connection = await self._borrow()
         try:
             if connection is None:
