@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, and_, select
+from sqlalchemy import BigInteger, ColumnElement, SQLColumnExpression, and_, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -24,6 +24,11 @@ def is_here(user_id: SQLColumnExpression[Any]) -> ColumnElement[bool]:
     return user_id.not_in(_LEAVERS)
 
 
+_HERE = (
+    select(User.id)
+    .where(User.id == bindparam("user_id", type_=BigInteger), User.leaving_dt.is_(None))
+    .with_for_update(read=True, key_share=True)
+)
 FEED_KEPT = and_(Feed.deleted_dt.is_(None), is_here(Feed.author_id))
 COMMENT_KEPT = and_(Comment.deleted_dt.is_(None), is_here(Comment.author_id))
 
@@ -34,8 +39,7 @@ async def require_here(db: AsyncSession, user: User) -> None:
     Asked by whoever writes a row of the user's own, after the locks on what that row is about. The
     lock is a foreign key's, in nobody's way but of who leaves.
     """
-    here = select(User.id).where(User.id == user.id, User.leaving_dt.is_(None))
-    if await db.scalar(here.with_for_update(read=True, key_share=True)) is None:
+    if await db.scalar(_HERE, {"user_id": user.id}) is None:
         raise NotAuthenticated(ACCOUNT_GONE)
 
 

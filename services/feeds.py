@@ -17,6 +17,7 @@ from sqlalchemy import (
     any_,
     bindparam,
     func,
+    insert,
     select,
 )
 from sqlalchemy import delete as delete_
@@ -68,6 +69,13 @@ SHOWN = (
 )
 SHOWN_TO_READERS = SHOWN.add_columns(_LIKED_BY.label("liked_by"))
 _IMAGES = TypeAdapter(list[ImageRead])
+# Built once; through the unit of work a row costs three times as much.
+_NEW = (
+    insert(Feed)
+    .values({name: bindparam(name) for name in ("title", "content", "author_id")})
+    .returning(Feed.id)
+    .execution_options(dml_strategy="raw")
+)
 
 
 async def create(
@@ -93,11 +101,10 @@ async def create(
     async with ledger.stored(db, images, author, uploads) as rows, db.begin():
         await require_here(db, author)
         earlier = await _ordered(db, author, [], image_ids)
-        feed = Feed(title=title, content=content, author_id=author.id)
-        db.add(feed)
-        await db.flush()
-        await ledger.attach(db, [*earlier, *rows], feed_id=feed.id)
-        return await idempotency.keep(db, await _shown(db, images, reader, feed.id))
+        words = {"title": title, "content": content, "author_id": author.id}
+        feed_id = (await db.execute(_NEW, words)).scalar_one()
+        await ledger.attach(db, [*earlier, *rows], feed_id=feed_id)
+        return await idempotency.keep(db, await _shown(db, images, reader, feed_id))
 
 
 async def read(db: AsyncSession, images: ImageStore, reader: Reader, feed_id: int) -> FeedRead:
