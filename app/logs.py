@@ -73,5 +73,7 @@ def configure(settings: Settings) -> None:
     )
     logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)
     # They tell of each step that they take; what matters of it reaches our own lines.
-    for chatty in ("aiobotocore", "botocore", "boto3", "alembic", "asyncio", "pyvips", "uvicorn"):
+    # `config.db` is the name by which SQLAlchemy logs of our pool.
+    chatty_ones = ("aiobotocore", "botocore", "boto3", "alembic", "asyncio", "pyvips", "uvicorn")
+    for chatty in (*chatty_ones, "config.db"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.root.level))
