@@ -5,7 +5,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from routers.conditions import TAG, etag
+from routers.conditions import etag, has
 
 _OF_CONTENT = ("content-type", "content-length")
 
@@ -75,11 +75,6 @@ def _say_who_may_keep_it(headers: MutableHeaders, *, reads: bool, signed_in: boo
         return
     headers["cache-control"] = "private, no-cache" if signed_in else "no-cache"
     headers.add_vary_header("Authorization")
-
-
-def has(given: str, tag: str) -> bool:
-    """Whether the client has it, says If-None-Match; compared weakly (section 8.8.3.2)."""
-    return given.strip() == "*" or any(text == tag for _, text in TAG.findall(given))
 
 
 def _not_modified(start: Message) -> Message:

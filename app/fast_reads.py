@@ -35,14 +35,14 @@ from sqlalchemy import ARRAY, BigInteger, Select, any_, bindparam, make_url
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import etags, headers, rate_limits
+from app import headers, rate_limits
 from app.hosts import KnownHosts
 from app.request_log import identify, write_down
 from config.readers import Readers
 from config.settings import Settings
 from models.base import version
 from models.feed import Feed, FeedRead, ListQuery, SortBy
-from routers.conditions import etag
+from routers.conditions import etag, has
 from services import feeds
 from services.batches import Batches
 from services.cursors import Cursor
@@ -233,7 +233,7 @@ class FastReads:
         request_id = identify(given.get(b"x-request-id", ""))
         told += (b"etag", b'"%b"' % answer.tag.encode()), (b"x-request-id", request_id.encode())
         status, body = 200, answer.body
-        if etags.has(given.get(b"if-none-match", ""), answer.tag):
+        if has(given.get(b"if-none-match", ""), answer.tag):
             status, body = 304, b""
         else:
             told += (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))

@@ -36,6 +36,11 @@ def etag(body: bytes, version: str | None) -> str:
     return f"{version}.{found}" if version else found
 
 
+def has(given: str, tag: str) -> bool:
+    """Whether the client has it, says If-None-Match; compared weakly (section 8.8.3.2)."""
+    return given.strip() == "*" or any(text == tag for _, text in TAG.findall(given))
+
+
 async def _tag(request: Request) -> Callable[[T], T]:
     def tag(shown: T) -> T:
         request.state.version = shown.version()

@@ -190,7 +190,7 @@ async def _add_images(
     missing = []
     async for row in _rows(db, _own_images(user), (Image.id,)):
         try:
-            image = await store.read(PurePosixPath(row["key"]).name, with_body=True)
+            image = await store.read(PurePosixPath(row["key"]).name)
         except ImageNotFound:
             missing.append(row["id"])
             continue

@@ -7,6 +7,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     LargeBinary,
+    Row,
     SQLColumnExpression,
     String,
     any_,
@@ -14,7 +15,6 @@ from sqlalchemy import (
     case,
     exists,
     func,
-    literal,
     literal_column,
     or_,
     select,
@@ -181,11 +181,14 @@ async def mine(
     return Page(items, following(rows, query.limit))
 
 
-async def require_shown(db: AsyncSession, store: ImageStore, name: str) -> None:
-    """Raise ImageNotFound unless there is such an image, its feed not deleted, its owner here."""
+async def shown_by_name(db: AsyncSession, store: ImageStore, name: str) -> Row[str, int]:
+    """Content type and size (bytes) of the image of a name; raises ImageNotFound, also if its feed
+    is deleted."""
     async with db.begin():
-        if not await db.scalar(_IS_SHOWN, {"key": store.key(name)}):
-            raise ImageNotFound
+        row = (await db.execute(_SHOWN_BY_NAME, {"key": store.key(name)})).one_or_none()
+    if row is None:
+        raise ImageNotFound
+    return row
 
 
 async def delete(
@@ -243,7 +246,7 @@ def read(store: ImageStore, rows: Sequence[Image]) -> list[ImageRead]:
     return list(originals.values())
 
 
-_IS_SHOWN = select(literal(True)).where(
+_SHOWN_BY_NAME = select(Image.content_type, Image.bytes).where(
     Image.key == bindparam("key", type_=String),
     Image.state.in_([ImageState.PENDING, ImageState.ATTACHED]),
     ~exists().where(Feed.id == Image.feed_id, Feed.deleted_dt.is_not(None)),

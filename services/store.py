@@ -46,22 +46,20 @@ LINGER = timedelta(hours=1)
 
 @dataclass
 class StoredImage:
-    """An object on its way out: status and headers for the client, and its bytes, if wanted."""
+    """An object on its way out: status and headers for the client, and its bytes."""
 
     status: int
     headers: dict[str, str]
-    body: StreamingBody | None
+    body: StreamingBody
     turn: asyncio.Semaphore | None
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        if self.body is not None:
-            async for chunk in self.body.iter_chunks(CHUNK):
-                yield chunk
+        async for chunk in self.body.iter_chunks(CHUNK):
+            yield chunk
 
     def close(self) -> None:
         """Give the connection to S3 back, and the turn to the next reader; once is enough."""
-        if self.body is not None:
-            self.body.close()
+        self.body.close()
         if self.turn is not None:
             self.turn.release()
             self.turn = None
@@ -128,29 +126,25 @@ class ImageStore:
             return False
         return True
 
-    async def read(self, name: str, *, with_body: bool, **conditions: Any) -> StoredImage:
-        """Open an object for streaming; `conditions` are S3's `Range` and `IfNoneMatch`.
+    async def read(self, name: str, range_: str | None = None) -> StoredImage:
+        """Open an object for streaming, or one range of its bytes (RFC 9110, section 14.1.2).
 
         It is to be closed, and until then counts as one of those that are read at a time.
 
         Raises ImageNotFound, RangeNotSatisfiable and StorageUnavailable.
         """
-        ask: Any = self._s3.get_object if with_body else self._s3.head_object
+        wanted: Any = {"Range": range_} if range_ else {}
         try:
             async with asyncio.timeout(READ_PATIENCE):
                 await self._reads.acquire()
                 try:
                     key = self._prefix + self.key(name)
-                    found = await ask(Bucket=self._bucket, Key=key, **conditions)
+                    found = await self._s3.get_object(Bucket=self._bucket, Key=key, **wanted)
                 except BaseException:
                     self._reads.release()
                     raise
         except ClientError as error:
-            answer = error.response.get("ResponseMetadata", {})
-            match answer.get("HTTPStatusCode"):
-                case 304:
-                    etag = answer["HTTPHeaders"].get("etag", conditions["IfNoneMatch"])
-                    return StoredImage(304, {"etag": etag}, None, None)
+            match error.response.get("ResponseMetadata", {}).get("HTTPStatusCode"):
                 case 404:
                     raise ImageNotFound from None
                 case 416:
@@ -161,12 +155,11 @@ class ImageStore:
         headers = {
             "content-type": found["ContentType"],
             "content-length": str(found["ContentLength"]),
-            "etag": found["ETag"],
         }
         if "ContentRange" in found:
             headers["content-range"] = found["ContentRange"]
         status = found["ResponseMetadata"]["HTTPStatusCode"]
-        return StoredImage(status, headers, found.get("Body"), self._reads)
+        return StoredImage(status, headers, found["Body"], self._reads)
 
     async def form(self, key: str, *, content_type: str, size: int) -> tuple[str, dict[str, str]]:
         """The URL and the fields of a form that puts just this object; raises StorageUnavailable.

@@ -318,7 +318,7 @@ class Slices:
 async def test_memory_does_not_grow_with_what_is_exported(db, app, make_user, monkeypatch):
     ada = await make_user()
 
-    async def read(store, name, **asked):
+    async def read(store, name):
         return Slices(500_000)
 
     monkeypatch.setattr(ImageStore, "read", read)

@@ -473,8 +473,27 @@ async def test_little_of_an_image_waits_for_a_slow_reader(app, make_user, make_f
     feed = await make_feed(await make_user(), images=[PNG])
     name = feed["image_urls"][0].rpartition("/")[2]
 
-    image = await app.state.images.read(name, with_body=True)
+    image = await app.state.images.read(name)
     buffered = image.body.content.get_read_buffer_limits()
     image.close()
 
     assert buffered == (READ_BUFFER, 2 * READ_BUFFER)
+
+
+async def test_who_has_an_image_or_asks_about_it_costs_the_store_nothing(
+    client, make_app, make_user, make_feed
+):
+    feed = await make_feed(await make_user(), images=[PNG])
+    (url,) = feed["image_urls"]
+    loaded = await client.get(url)
+    tag = loaded.headers["etag"]
+    async with client_of(await make_app(s3_endpoint_url="http://127.0.0.1:1")) as without_store:
+        asked = await without_store.head(url)
+        again = await without_store.get(url, headers={"If-None-Match": f'"x", W/{tag}'})
+        anew = await without_store.get(url, headers={"If-None-Match": '"x"'})
+
+    assert asked.status_code == 200
+    told = ("content-type", "content-length", "etag", "cache-control", "accept-ranges")
+    assert [asked.headers[it] for it in told] == [loaded.headers[it] for it in told]
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    assert anew.status_code == 503
