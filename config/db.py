@@ -38,7 +38,7 @@ class _FairQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
     """Hands a connection to who has waited longest.
 
     asyncio's own leaves it to whoever comes first, and with more requests than connections some
-    wait twenty times as long as others.
+    wait many times as long as others.
     """
 
     def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:

@@ -30,7 +30,7 @@ _SETTINGS = {
 class Readers:
     """Lends its connections first come, first served, each for one statement.
 
-    asyncpg's own pool takes half as long for the lending as a statement takes. A statement is a
+    asyncpg's own pool takes a third as long for the lending as a statement takes. A statement is a
     transaction of its own and leaves nothing behind, so a connection can go from hand to hand.
     """
 

@@ -260,18 +260,21 @@ def _json(text: SQLColumnExpression[Any]) -> ColumnElement[str]:
     return func.to_json(text).cast(String)
 
 
+def _json_or_null(text: SQLColumnExpression[Any]) -> ColumnElement[str]:
+    return func.coalesce(_json(text), literal_column("'null'"))
+
+
 def _object(start: str, end: str, **values: ColumnElement[Any] | Any) -> ColumnElement[str]:
-    """A JSON object without blanks, as pydantic writes it, out of JSON values; None is null."""
+    """A JSON object without blanks, as pydantic writes it, out of JSON values."""
     parts: list[ColumnElement[Any]] = []
     for name, value in values.items():
         parts += [
             literal_column(f"""'{"," if parts else start + "{"}"{name}":'"""),
-            func.coalesce(value, literal_column("'null'")) if name in _NULLABLE else value,
+            value,
         ]
     return func.concat(*parts, literal_column(f"'{end}'"))
 
 
-_NULLABLE = {"placeholder", "color"}
 _SIZE = {"width": Image.width, "height": Image.height}
 _ADDRESS = _json(bindparam("base_url", type_=String) + Image.key)
 _ORIGINAL = _object(
@@ -281,13 +284,13 @@ _ORIGINAL = _object(
     url=_ADDRESS,
     **_SIZE,
     alt=_json(Image.alt),
-    placeholder=_json(Image.placeholder),
-    color=_json(Image.color),
+    placeholder=_json_or_null(Image.placeholder),
+    color=_json_or_null(Image.color),
 )
 _SMALLER = _object(",", "}", url=_ADDRESS, **_SIZE, type=_json(Image.content_type))
 _IS_ORIGINAL = Image.original_id.is_(None)
-# Beside a feed: its images and their variants, by one walk down an index. As text, since rows of
-# their own cost three times as much; `shown_with_feed` reads it.
+# Beside a feed: its images and their variants, by one walk down an index. As text, since as rows of
+# their own they cost a second statement; `shown_with_feed` reads it.
 _URLS = func.string_agg(_ADDRESS, aggregate_order_by(literal_column("','"), Image.position))
 _SHOWN = func.string_agg(
     case((_IS_ORIGINAL, _ORIGINAL), else_=_SMALLER),
