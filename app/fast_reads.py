@@ -1,29 +1,30 @@
-"""The fast lane: the two reads that carry a board's load, one feed and a page of all feeds.
+"""The fast lane: the three reads that carry a board's load, a feed, a page of them, and an image.
 
-The plain way (middleware, router, service, SQLAlchemy, pydantic) is what the API is; for these two
-reads it costs ten times what PostgreSQL and the socket do. So a request for one of them that has
-nothing unusual about it is answered here, before all that, with the same bytes.
+The plain way (middleware, router, service, SQLAlchemy, pydantic) is what the API is; for a feed it
+costs ten times what PostgreSQL and the socket do. So a request for one of them that has nothing
+unusual about it is answered here, before all that, with the same bytes.
 
-One truth. The statements are the service's own (`feeds.SHOWN`, `feeds.page_of`); who reads, limits,
-tags, ids, hosts and headers are decided by the functions that the plain way uses. Whatever else a
-request asks goes the plain way: another header that counts, another spelling of a number, a feed
-that is not there, a token that is in doubt. `tests/test_fast_reads.py` compares the two.
+One truth. The statements are the services' own; who reads, limits, tags, ids, hosts and headers are
+decided by the functions that the plain way uses, and an image's answer is its router's. Whatever
+else a request asks goes the plain way: another header that counts, another spelling of a number, a
+feed that is not there, a token that is in doubt. `tests/test_fast_reads.py` compares the two.
 
 Fast by four things. Statements are compiled once, and prepared once on each connection
 (`config.readers`); they commit nothing. Rows become JSON as they are, and images come as JSON from
 PostgreSQL. Reads in flight are gathered (`services.batches`): while one statement for feeds is
-under way, the ids of all who come are the next one's, and equal pages are one statement for all who
-want them. And there is one flat function instead of ten layers.
+under way, the ids of all who come are the next one's, and equal pages are one for all who want
+them. And there is one flat function instead of ten layers.
 
-No staleness. Who comes joins only a statement that starts after they came, so all that was written
-and acknowledged before is in it. Nothing is kept: neither rows nor answers.
+No staleness. Who comes joins only a statement that starts after they came. Nothing is kept: neither
+rows nor answers.
 
 Robust. A reader who leaves takes nobody along. A statement has two seconds. When one fails, those
 who wait for it go the plain way, which refuses in words, and for a second all others do.
 """
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode
@@ -31,44 +32,40 @@ from urllib.parse import parse_qsl, urlencode
 import orjson
 import structlog
 from pydantic import ValidationError
-from sqlalchemy import ARRAY, BigInteger, Select, any_, bindparam, make_url
 from starlette.datastructures import State
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import headers, rate_limits
 from app.hosts import KnownHosts
-from app.request_log import identify, write_down
+from app.problems import answer as problem
+from app.request_log import Sent, identify, write_down
 from config.readers import Readers
 from config.settings import Settings
 from models.base import version
-from models.feed import Feed, FeedRead, ListQuery, SortBy
+from models.feed import FeedRead, ListQuery
 from routers.conditions import etag, has
-from services import feeds
+from routers.images import respond
+from services import showing
 from services.batches import Batches
-from services.cursors import Cursor
-from services.errors import InvalidInput, NotAuthenticated
-from services.images import shown_with_feed
+from services.errors import ImageNotFound, InvalidInput, NotAuthenticated, Refusal
+from services.images import SHOWN_BY_KEY
+from services.showing import Part, Shows
+from services.store import SHOWN, ImageStore, key_of
 from services.tokens import Access
 
 log = structlog.get_logger()
+ReaderId = int | None
+Given = Mapping[bytes, str]
+Headers = list[tuple[bytes, bytes]]
 
-_READ, _LIST = "/api/feed/read/", "/api/feed/list"
+_READ, _LIST, _IMAGE = "/api/feed/read/", "/api/feed/list", "/images/"
 # The headers that may change an answer; what the others say is not understood here.
 _OTHERS = {b"origin", b"content-type", b"content-length", b"transfer-encoding"}
-_TELLING = {b"authorization", b"host", b"if-none-match", b"x-request-id"} | _OTHERS
+_TELLING = {b"authorization", b"host", b"if-none-match", b"range", b"x-request-id"} | _OTHERS
 _json = partial(orjson.dumps, option=orjson.OPT_UTC_Z)
 # Seconds for which the plain way has it all, after PostgreSQL failed.
 PAUSE = 1.0
-_AMONG = Feed.id == any_(bindparam("feed_ids", type_=ARRAY(BigInteger)))
-_BY_ID = {shown: shown.where(_AMONG) for shown in (feeds.SHOWN, feeds.SHOWN_TO_READERS)}
-
-
-class Page(NamedTuple):
-    """A page of all feeds, which may start after one of them."""
-
-    sort_by: SortBy
-    limit: int
-    after: Cursor | None
 
 
 class Answer(NamedTuple):
@@ -82,7 +79,7 @@ class Answer(NamedTuple):
 Shown = tuple[dict[str, Any], Sequence[int]]  # A feed, and those of the readers who like it.
 
 
-class FeedReads:
+class Reads:
     """The statements, and who shares them."""
 
     def __init__(self, readers: Readers, *, base_url: str, show_emails: bool) -> None:
@@ -92,14 +89,18 @@ class FeedReads:
         self._closed_until = 0.0
         self._feeds = Batches(self._by_id)
         self._pages = Batches(self._page)
+        self._images = Batches(self._by_key)
 
-    async def find(self, asked: int | Page, reader_id: int | None) -> Answer | None:
-        """A feed by its id, or a page of them, as a reader sees it; None is for the plain way."""
+    async def find(self, asked: int | Part | str, reader_id: ReaderId) -> Answer | None:
+        """A feed by its id or a page of them, as a reader sees it; or that an image of a key is
+        there, without its bytes. None is for the plain way."""
         if time.monotonic() < self._closed_until:
             return None
         try:
             if isinstance(asked, int):
                 return await self._feeds.ask(None, (asked, reader_id))
+            if isinstance(asked, str):
+                return await self._images.ask(None, asked)
             return await self._pages.ask(asked, reader_id)
         except Exception as error:  # Whatever it is, the plain way may do it, and says if not.
             if time.monotonic() >= self._closed_until:
@@ -107,51 +108,46 @@ class FeedReads:
                 log.warning("reads go the plain way for a second", error=repr(error))
             return None
 
-    async def _by_id(self, _: None, asked: Sequence[tuple[int, int | None]]) -> list[Answer | None]:
+    async def _by_key(self, _: None, keys: Sequence[str]) -> list[Answer | None]:
+        found = {row[0] for row in await self._readers.fetch(SHOWN_BY_KEY, {"keys": keys})}
+        return [Answer(b"", key) if key in found else None for key in keys]
+
+    async def _by_id(self, _: None, asked: Sequence[tuple[int, ReaderId]]) -> list[Answer | None]:
         ids, readers = {feed_id for feed_id, _ in asked}, {reader_id for _, reader_id in asked}
-        statement = _BY_ID[feeds.SHOWN if readers == {None} else feeds.SHOWN_TO_READERS]
-        rows = await self._rows(statement, readers, feed_ids=list(ids))
+        rows = await self._rows(
+            showing.some(showing.statement(readers)), readers, feed_ids=list(ids)
+        )
         found = {row[0]: self._shown(row) for row in rows}
         return [self._one(found.get(feed_id), reader_id) for feed_id, reader_id in asked]
 
-    async def _page(self, page: Page, asked: Sequence[int | None]) -> list[Answer | None]:
-        sort_by, limit, after = page
-        readers, values = set(asked), after.values() if after else {}
-        shown_to = feeds.SHOWN if readers == {None} else feeds.SHOWN_TO_READERS
-        statement = feeds.page_of(shown_to, sort_by, after=after is not None)
-        rows = await self._rows(statement, readers, page_size=limit + 1, **values)
-        next_ = None
-        if len(rows) > limit:
-            time_ = "update_dt" if sort_by.startswith("update") else "create_dt"
-            next_ = Cursor(sort_by, rows[limit - 1][time_], rows[limit - 1]["id"]).encode()
-        shown = [self._shown(row) for row in rows[:limit]]
-        answers = {reader_id: self._list(shown, reader_id, next_) for reader_id in readers}
+    async def _page(self, page: Part, asked: Sequence[ReaderId]) -> list[Answer | None]:
+        readers = set(asked)
+        statement = page.statement(showing.statement(readers))
+        rows = await self._rows(statement, readers, **page.values())
+        shown, cursor = [self._shown(row) for row in rows[: page.limit]], page.next(rows)
+        more = cursor.encode() if cursor else None
+        answers = {reader_id: self._list(shown, reader_id, more) for reader_id in readers}
         return [answers[reader_id] for reader_id in asked]
 
-    async def _rows(
-        self, statement: Select[Any], readers: Collection[int | None], **values: Any
-    ) -> list[Any]:
-        sql, names = _compiled(statement)
-        values["base_url"] = self._base_url
-        values["reader_ids"] = [reader_id for reader_id in readers if reader_id is not None]
-        return await self._readers.fetch(sql, *map(values.__getitem__, names))
+    async def _rows(self, statement: Shows, readers: set[ReaderId], **values: Any) -> list[Any]:
+        ids = [reader_id for reader_id in readers if reader_id is not None]
+        values |= {"base_url": self._base_url, "reader_ids": ids}
+        return await self._readers.fetch(statement, values)
 
-    def _one(self, shown: Shown | None, reader_id: int | None) -> Answer | None:
+    def _one(self, shown: Shown | None, reader_id: ReaderId) -> Answer | None:
         if shown is None or not self._show([shown], reader_id):
             return None
         feed, _ = shown
         body = _json(feed)
         return Answer(body, etag(body, version(_json([feed[name] for name in FeedRead.EDITED]))))
 
-    def _list(
-        self, shown: Sequence[Shown], reader_id: int | None, next_: str | None
-    ) -> Answer | None:
+    def _list(self, shown: Sequence[Shown], reader_id: ReaderId, more: str | None) -> Answer | None:
         if not self._show(shown, reader_id):
             return None
         body = _json([feed for feed, _ in shown])
-        return Answer(body, etag(body, None), next_)
+        return Answer(body, etag(body, None), more)
 
-    def _show(self, shown: Sequence[Shown], reader_id: int | None) -> bool:
+    def _show(self, shown: Sequence[Shown], reader_id: ReaderId) -> bool:
         """Fill in what differs from reader to reader; False where it is left to the plain way."""
         for feed, liked_by in shown:
             feed["liked"] = None if reader_id is None else reader_id in liked_by
@@ -159,30 +155,12 @@ class FeedReads:
         return self._show_emails or all(feed["author_id"] != reader_id for feed, _ in shown)
 
     def _shown(self, row: Any) -> Shown:
-        urls, images = shown_with_feed(row[6])
-        feed = {
-            "id": row[0],
-            "title": row[1],
-            "content": row[2],
-            "author_id": row[3],
-            "author_email": row[4] if self._show_emails else None,
-            "author_nickname": row[5],
-            "image_urls": orjson.Fragment(urls),
-            "images": orjson.Fragment(images),
-            "like_count": row[7],
-            "comment_count": row[8],
-            "liked": None,
-            "create_dt": row[9],
-            "update_dt": row[10],
-        }
+        feed = showing.as_json(row, show_emails=self._show_emails)
         return feed, row[11] if len(row) > 11 else ()
 
 
 class FastReads:
-    """Pure ASGI: answers what it understands; all else goes on.
-
-    `state` is the application's: what `app.main.lend` puts there.
-    """
+    """Pure ASGI: answers what it understands; all else goes on. `state` is the application's."""
 
     def __init__(
         self, app: ASGIApp, state: State, settings: Settings, limits: rate_limits.Limits | None
@@ -193,16 +171,17 @@ class FastReads:
         self._list = f"{settings.base_url}{_LIST}?"
         self._access_log = settings.access_log
         self._hosts = KnownHosts(app, names=settings.hosts) if settings.hosts else None
-        always = [(b"vary", b"Authorization, Origin"), *headers.of_data(settings)]
-        self._to_anybody = [*always, (b"cache-control", b"no-cache")]
-        self._to_one = [*always, (b"cache-control", b"private, no-cache")]
+        guarding = headers.raw(headers.of_data(settings) | {"vary": "Authorization, Origin"})
+        self._to_anybody = [*guarding, (b"cache-control", b"no-cache")]
+        self._to_one = [*guarding, (b"cache-control", b"private, no-cache")]
+        self._of_images = headers.raw(headers.of_images(settings) | {"vary": "Origin"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = _asked(scope) if scope["type"] == "http" else None
-        if asked is None or not await self._answer(asked, scope, send):
+        if asked is None or not await self._answer(asked, scope, receive, send):
             await self.app(scope, receive, send)
 
-    async def _answer(self, asked: "_Asked", scope: Scope, send: Send) -> bool:
+    async def _answer(self, asked: "_Asked", scope: Scope, receive: Receive, send: Send) -> bool:
         """Answer a request, unless there is something about it that is not understood here."""
         started = time.perf_counter()
         telling = [header for header in scope["headers"] if header[0] in _TELLING]
@@ -215,23 +194,37 @@ class FastReads:
             reader_id = self._reader(given.get(b"authorization"))
         except NotAuthenticated:
             return False
-        told = list(self._to_one if b"authorization" in given else self._to_anybody)
+        request_id = identify(given.get(b"x-request-id", ""))
+        scope.setdefault("state", {})["request_id"] = request_id
+        told = [(b"x-request-id", request_id.encode())]
         if self._limits is not None:
-            who = rate_limits.address(scope) if reader_id is None else rate_limits.user(reader_id)
-            counted = await self._limits.count(self._state.counters, "read", who)
-            # Nobody is counted twice, should this go the plain way.
-            scope.setdefault("state", {})["counted"] = counted
+            counted = await self._limits.count_read(scope, self._state.counters, reader_id)
             if counted.refusal is not None:
                 return False
             told += counted.headers
         answer: Answer | None = await self._state.reads.find(asked.wanted, reader_id)
         if answer is None:
             return False
+        sent = Sent(send)
+        try:
+            if isinstance(asked.wanted, str):
+                response = await self._image(scope, asked.wanted, given, told)
+                await response(scope, receive, sent)
+            else:
+                await self._feeds(answer, asked, given, told, sent)
+        finally:
+            if self._access_log:
+                write_down(sent, "GET", asked.route, started, request_id=request_id)
+        return True
+
+    async def _feeds(
+        self, answer: Answer, asked: "_Asked", given: Given, told: Headers, send: Send
+    ) -> None:
+        told += self._to_one if b"authorization" in given else self._to_anybody
         if answer.next is not None:
             link = f'<{self._list}{asked.kept}{answer.next}>; rel="next"'
             told.append((b"link", link.encode()))
-        request_id = identify(given.get(b"x-request-id", ""))
-        told += (b"etag", b'"%b"' % answer.tag.encode()), (b"x-request-id", request_id.encode())
+        told.append((b"etag", b'"%b"' % answer.tag.encode()))
         status, body = 200, answer.body
         if has(given.get(b"if-none-match", ""), answer.tag):
             status, body = 304, b""
@@ -239,9 +232,19 @@ class FastReads:
             told += (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))
         await send({"type": "http.response.start", "status": status, "headers": told})
         await send({"type": "http.response.body", "body": body})
-        if self._access_log:
-            write_down("GET", asked.route, status, started, len(body), request_id=request_id)
-        return True
+
+    async def _image(self, scope: Scope, key: str, given: Given, told: Headers) -> Response:
+        name, known = key.removeprefix(SHOWN), given.get(b"if-none-match")
+        images: ImageStore = self._state.images
+        try:
+            response = await respond(images, name, range_=given.get(b"range"), known=known)
+        except Refusal as refusal:
+            response = problem(scope, refusal)
+            told.append((b"cache-control", b"no-store"))
+        # Where it says something itself, that holds.
+        said = {name for name, _ in response.raw_headers}
+        response.raw_headers += [*told, *(it for it in self._of_images if it[0] not in said)]
+        return response
 
     def _reader(self, authorization: str | None) -> int | None:
         """Who reads; raises NotAuthenticated if there is anything to say against their token."""
@@ -257,7 +260,7 @@ class FastReads:
 class _Asked(NamedTuple):
     """What a request wants, by which route, and how the query of its next page's URL begins."""
 
-    wanted: int | Page
+    wanted: int | Part | str
     route: str
     kept: str = ""
 
@@ -268,7 +271,12 @@ def _asked(scope: Scope) -> _Asked | None:
         return None
     if path == _LIST and len(scope["query_string"]) < 200:
         return _page(scope["query_string"])
-    if path.startswith(_READ) and not scope["query_string"]:
+    if scope["query_string"]:
+        return None
+    if path.startswith(_IMAGE):
+        with suppress(ImageNotFound):
+            return _Asked(key_of(path[len(_IMAGE) :]), _IMAGE + "{name}")
+    if path.startswith(_READ):
         given = path[len(_READ) :]
         # As we write it, and no other spelling; longer ones may be out of bounds.
         if given.isascii() and given.isdecimal() and given[0] != "0" and len(given) < 19:
@@ -281,19 +289,11 @@ def _page(query_string: bytes) -> _Asked | None:
     pairs = parse_qsl(query_string.decode("latin-1"), keep_blank_values=True)
     given = dict(pairs)
     try:
-        query = ListQuery.model_validate(given)
-        after, sort_by = feeds.start(query)
+        page = showing.part_of(ListQuery.model_validate(given))
     except (ValidationError, InvalidInput):
         return None
-    if len(given) < len(pairs) or query.skip or query.total:
+    if len(given) < len(pairs) or "skip" in given or "total" in given:
         return None
     given.pop("cursor", None)
     kept = urlencode(given | {"cursor": ""})
-    return _Asked(Page(sort_by, query.limit, after), _LIST, kept)
-
-
-@lru_cache(100)
-def _compiled(statement: Select[Any]) -> tuple[str, Sequence[str]]:
-    """A statement as asyncpg takes it, and the names of its values in their order."""
-    compiled = statement.compile(dialect=make_url("postgresql+asyncpg://").get_dialect()())
-    return str(compiled), compiled.positiontup or ()
+    return _Asked(page, _LIST, kept)

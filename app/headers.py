@@ -2,6 +2,7 @@
 
 import re
 from base64 import b64encode
+from collections.abc import Mapping
 from hashlib import sha256
 
 from starlette.datastructures import MutableHeaders
@@ -27,7 +28,8 @@ def of_swagger_ui(page: bytes) -> str:
     )
 
 
-def _guarding(settings: Settings) -> dict[str, str]:
+def of_data(settings: Settings) -> dict[str, str]:
+    """What an answer of the API gets."""
     guarding = {
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
@@ -40,9 +42,17 @@ def _guarding(settings: Settings) -> dict[str, str]:
     return guarding
 
 
-def of_data(settings: Settings) -> list[tuple[bytes, bytes]]:
-    """What an answer of the API gets, as ASGI has it."""
-    return [(name.encode(), value.encode()) for name, value in _guarding(settings).items()]
+def of_images(settings: Settings) -> dict[str, str]:
+    """The same of what lies below /images/: it is there to be shown by other origins' pages.
+
+    Those may also read the API, but by CORS, which is not this header's business.
+    """
+    return of_data(settings) | {"cross-origin-resource-policy": "cross-origin"}
+
+
+def raw(named: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """As ASGI has them."""
+    return [(name.encode(), value.encode()) for name, value in named.items()]
 
 
 class SecurityHeaders:
@@ -54,16 +64,13 @@ class SecurityHeaders:
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self.app = app
-        self._headers = _guarding(settings)
-        # Images are there to be shown by other origins' pages. Those may also read the API, but by
-        # CORS, which is not this header's business.
-        self._of_images = self._headers | {"cross-origin-resource-policy": "cross-origin"}
+        self._of_data, self._of_images = of_data(settings), of_images(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        wanted = self._of_images if scope["path"].startswith("/images/") else self._headers
+        wanted = self._of_images if scope["path"].startswith("/images/") else self._of_data
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":

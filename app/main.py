@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import migrations
 from app import docs, etags, logs, problems, rate_limits
 from app.deadline import Deadline
-from app.fast_reads import FastReads, FeedReads
+from app.fast_reads import FastReads, Reads
 from app.guard import BodyGuard
 from app.headers import SecurityHeaders
 from app.hosts import KnownHosts
@@ -185,7 +185,7 @@ class Capabilities:
     attempts: LoginAttempts
     exports: Exports
     eraser: Eraser
-    reads: FeedReads
+    reads: Reads
 
 
 def lend(app: FastAPI, able: Capabilities) -> None:
@@ -223,7 +223,7 @@ async def open_capabilities(settings: Settings) -> AsyncGenerator[Capabilities]:
             attempts=LoginAttempts(None if settings.rates is None else attempts),
             exports=Exports(),
             eraser=Eraser(sessions, images),
-            reads=FeedReads(readers, base_url=images.url(""), show_emails=settings.show_emails),
+            reads=Reads(readers, base_url=images.url(""), show_emails=settings.show_emails),
         )
 
 

@@ -49,6 +49,13 @@ class Limits:
         sentence = f"More than {amount} {name} requests in {seconds} seconds; wait {reset} seconds."
         return Counted(told, TooManyRequests(sentence, retry_after=reset))
 
+    async def count_read(self, scope: Scope, counters: Counters, reader_id: int | None) -> Counted:
+        """Count a read before `RateLimits` comes to see it, which then does not."""
+        who = address(scope) if reader_id is None else user(reader_id)
+        counted: Counted = await self.count(counters, "read", who)
+        scope["state"]["counted"] = counted
+        return counted
+
 
 class RateLimits:
     """Pure ASGI: refuses who asks too often; a user by the access token, else an address."""
@@ -64,7 +71,6 @@ class RateLimits:
         if name is None:
             await self.app(scope, receive, send)
             return
-        # Counted before, where the fast lane leaves a request to us.
         counted: Counted | None = scope["state"].get("counted")
         if counted is None:
             counters = scope["app"].state.counters

@@ -25,25 +25,37 @@ class RequestLog:
             return
         request_id = identify(Headers(scope=scope).get("x-request-id", ""))
         scope.setdefault("state", {})["request_id"] = request_id
-        status, sent = None, 0
+        sent = Sent(send)
 
-        async def counted(message: Message) -> None:
-            nonlocal status, sent
+        async def marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
-            else:
-                sent += len(message.get("body", b""))
-            await send(message)
+            await sent(message)
 
         started = time.perf_counter()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                await self.app(scope, receive, counted)
+                await self.app(scope, receive, marked)
             finally:
                 if self.access_log:
                     route = getattr(scope.get("route"), "path_format", None) or scope["path"]
-                    write_down(scope["method"], route, status, started, sent)
+                    write_down(sent, scope["method"], route, started)
+
+
+class Sent:
+    """`send`, and what went by it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status: int | None = None
+        self.bytes = 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        else:
+            self.bytes += len(message.get("body", b""))
+        await self._send(message)
 
 
 def identify(given: str) -> str:
@@ -52,9 +64,9 @@ def identify(given: str) -> str:
     return given if _SANE.fullmatch(given) else str(uuid7())
 
 
-def write_down(
-    method: str, route: str, status: int | None, started: float, sent: int, **more: str
-) -> None:
-    """Log one line of a request that `started` by time.perf_counter() and `sent` so many bytes."""
+def write_down(sent: Sent, method: str, route: str, started: float, **more: str) -> None:
+    """Log one line of a request that `started` by time.perf_counter(), and what was sent."""
     ms = round((time.perf_counter() - started) * 1000, 2)
-    log.info("request", method=method, route=route, status=status, ms=ms, bytes=sent, **more)
+    log.info(
+        "request", method=method, route=route, status=sent.status, ms=ms, bytes=sent.bytes, **more
+    )

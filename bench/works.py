@@ -130,12 +130,12 @@ WORKS = (
     ),
     Work(
         "image",
-        lambda ask: [ask.shown.of_service],
+        lambda ask: ask.shown.of_service,
         (SERVICE, STORE),
         (Target("store", 0.7),),
-        of_store=lambda ask: [ask.shown.of_store],
+        of_store=lambda ask: ask.shown.of_store,
     ),
-    Work("image-304", lambda ask: [ask.shown.known], _ALONE),
+    Work("image-304", lambda ask: ask.shown.known, _ALONE),
 )
 
 

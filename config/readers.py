@@ -2,13 +2,13 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import asyncpg
-from sqlalchemy import make_url
+from sqlalchemy import Select, make_url
 
 from config.settings import Settings
 
@@ -41,13 +41,17 @@ class Readers:
         # Who waits is given a connection, or None: the right to make one.
         self._waiting: deque[asyncio.Future[asyncpg.Connection | None]] = deque()
 
-    async def fetch(self, sql: str, *values: Any) -> list[asyncpg.Record]:
+    async def fetch(
+        self, statement: Select[*tuple[Any, ...]], values: Mapping[str, Any]
+    ) -> list[asyncpg.Record]:
         """The rows of a statement, which is prepared if it is not yet; raises what asyncpg does."""
+        sql, names = _compiled(statement)
+        arguments = [values[name] for name in names]
         connection = await self._borrow()
         try:
             if connection is None:
                 connection = await self._connect()
-            rows: list[asyncpg.Record] = await connection.fetch(sql, *values)
+            rows: list[asyncpg.Record] = await connection.fetch(sql, *arguments)
             return rows
         finally:
             self._give_back(connection)
@@ -85,6 +89,13 @@ class Readers:
     async def close(self) -> None:
         for connection in self._free:
             await connection.close(timeout=PATIENCE)
+
+
+@lru_cache(100)
+def _compiled(statement: Select[*tuple[Any, ...]]) -> tuple[str, Sequence[str]]:
+    """A statement as asyncpg takes it, and the names of its values in their order."""
+    compiled = statement.compile(dialect=make_url("postgresql+asyncpg://").get_dialect()())
+    return str(compiled), compiled.positiontup or ()
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from routers.forms import BLANK, UPLOADS, Files, chosen, named, parts
 from routers.idempotency import keyed
 from routers.paging import COUNTED, PAGED, PageQuery, Paging
 from routers.problems import refuses
-from services import feeds, history
+from services import feeds, history, showing
 from services.errors import (
     ContentTooLarge,
     DatabaseUnavailable,
@@ -98,7 +98,7 @@ async def read_feed(
     db: Db, images: Images, reader: CurrentReader, tag: Tag[FeedRead], feed_id: Id
 ) -> FeedRead:
     """One feed; anybody may."""
-    return tag(await feeds.read(db, images, reader, feed_id))
+    return tag(await showing.read(db, images, reader, feed_id))
 
 
 @router.get(
@@ -114,7 +114,7 @@ async def list_feeds(
     query: Annotated[ListQuery, Query()],
 ) -> list[FeedRead]:
     """A page of all feeds, newest first unless `sort_by` says otherwise; anybody may."""
-    return paging.answer(await feeds.page(db, images, reader, query))
+    return paging.answer(await showing.page(db, images, reader, query))
 
 
 @router.patch(

@@ -5,8 +5,8 @@ import re
 from typing import Annotated, Self
 
 from fastapi import APIRouter, Form, Header, Path, Request, Response
-from fastapi.responses import StreamingResponse
 from pydantic import Field, model_validator
+from sqlalchemy import Row
 from starlette.types import Message as Message_
 from starlette.types import Receive, Scope, Send
 
@@ -35,7 +35,7 @@ from services.errors import (
     StorageUnavailable,
     UnsupportedMediaType,
 )
-from services.store import CACHE_CONTROL, StoredImage
+from services.store import CACHE_CONTROL, ImageStore, StoredImage
 
 router = APIRouter(
     prefix="/images",
@@ -79,7 +79,7 @@ Name = Annotated[
 @router.head(
     "/{name}", name="ask_about_image", summary="Ask about an image", response_class=Response
 )
-@router.get("/{name}", summary="Load an image", response_class=StreamingResponse)
+@router.get("/{name}", summary="Load an image", response_class=Response)
 async def load_image(
     request: Request,
     db: Db,
@@ -89,7 +89,23 @@ async def load_image(
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Immutable under its name, so it may be cached for ever; takes `Range` and `If-None-Match`."""
-    shown = await service.shown_by_name(db, images, name)
+    shown = await service.shown_by_name(db, name)
+    head = shown if request.method == "HEAD" else None
+    return await respond(images, name, range_=range_, known=if_none_match, head=head)
+
+
+async def respond(
+    images: ImageStore,
+    name: str,
+    *,
+    range_: str | None,
+    known: str | None,
+    head: Row[str, str, int] | None = None,
+) -> Response:
+    """The answer with an image that is shown, or about one, by its row; it has to be sent.
+
+    `range_` and `known` are what Range and If-None-Match say. Raises what `ImageStore.read` does.
+    """
     # A name is never given again, so it says which bytes these are.
     tag = name.partition(".")[0]
     headers = {
@@ -98,10 +114,10 @@ async def load_image(
         "content-security-policy": "default-src 'none'",
         "etag": f'"{tag}"',
     }
-    if if_none_match and has(if_none_match, tag):
+    if known and has(known, tag):
         return Response(status_code=304, headers=headers)
-    if request.method == "HEAD":
-        headers |= {"content-type": shown.content_type, "content-length": str(shown.bytes)}
+    if head is not None:
+        headers |= {"content-type": head.content_type, "content-length": str(head.bytes)}
         return Response(headers=headers)
     image = await images.read(name, range_ if range_ and _is_one_range(range_) else None)
     return _ImageResponse(image, image.headers | headers)
@@ -117,18 +133,35 @@ def patiently(send: Send) -> Send:
     return patient
 
 
-class _ImageResponse(StreamingResponse):
+class _ImageResponse(Response):
     """Streams an image, and lets go of it on every path: sent, cut off, or read too slowly."""
 
     def __init__(self, image: StoredImage, headers: dict[str, str]) -> None:
-        super().__init__(image.chunks(), status_code=image.status, headers=headers)
+        super().__init__(status_code=image.status, headers=headers)
         self.image = image
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        now, left = asyncio.get_running_loop().time, asyncio.ensure_future(_left(receive))
         try:
-            await super().__call__(scope, receive, patiently(send))
+            # One clock for all messages: one for each would cost as much as sending them.
+            async with asyncio.timeout(SEND_PATIENCE) as clock:
+                start = {"type": "http.response.start", "status": self.status_code}
+                await send(start | {"headers": self.raw_headers})
+                async for chunk in self.image.chunks():
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    if left.done():
+                        return
+                    clock.reschedule(now() + SEND_PATIENCE)
+                await send({"type": "http.response.body"})
         finally:
+            left.cancel()
             self.image.close()
+
+
+async def _left(receive: Receive) -> None:
+    """Wait until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _is_one_range(text: str) -> bool:

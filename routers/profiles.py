@@ -11,7 +11,7 @@ from routers.dependencies import STRICT, CurrentReader, CurrentUser, Db, Id, Ima
 from routers.idempotency import keyed
 from routers.paging import COUNTED, Paging
 from routers.problems import refuses
-from services import feeds, profiles
+from services import profiles, showing
 from services.errors import (
     ContentTooLarge,
     DatabaseUnavailable,
@@ -80,7 +80,7 @@ async def list_my_feeds(
     query: Annotated[ListQuery, Query()],
 ) -> list[FeedRead]:
     """A page of my feeds, newest first unless `sort_by` says otherwise."""
-    return paging.answer(await feeds.page(db, images, reader, query, Feed.author_id == author.id))
+    return paging.answer(await showing.page(db, images, reader, query, Feed.author_id == author.id))
 
 
 @router.get(
@@ -97,4 +97,4 @@ async def list_feeds_by_user(
 ) -> list[FeedRead]:
     """A page of one author's feeds; say who by exactly one of `user_id`, `nickname`, `email`."""
     author_id = await profiles.find(db, reader, query)
-    return paging.answer(await feeds.page(db, images, reader, query, Feed.author_id == author_id))
+    return paging.answer(await showing.page(db, images, reader, query, Feed.author_id == author_id))

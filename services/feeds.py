@@ -1,22 +1,11 @@
-"""Feeds: what happens when one is written, read, listed, changed or deleted."""
+"""Feeds: what happens when one is written, changed, deleted or restored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
-from typing import Any
 
-from pydantic import TypeAdapter
 from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    ColumnElement,
-    Integer,
-    Row,
-    Select,
-    any_,
     bindparam,
-    func,
     insert,
     select,
 )
@@ -24,51 +13,17 @@ from sqlalchemy import delete as delete_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from models.base import NOW, Message
-from models.feed import Feed, FeedRead, ListQuery, SortBy
-from models.image import Image, ImageRead
-from models.like import FeedLike
+from models.feed import Feed, FeedRead
+from models.image import Image
 from models.user import User
-from services import history, idempotency, ledger, versions
+from services import history, idempotency, ledger, showing, versions
 from services.access import FEED_KEPT, require_deletable, require_here, require_own
-from services.cursors import Bound, Cursor, Page, following, keyset
 from services.errors import FeedNotFound, InvalidInput
-from services.images import WITH_FEED, shown_with_feed
 from services.ledger import Upload
 from services.readers import Reader
 from services.store import ImageStore
 from services.versions import Expected
 
-# Which of these readers like a feed.
-_LIKED_BY = func.array(
-    select(FeedLike.user_id)
-    .where(
-        FeedLike.feed_id == Feed.id,
-        FeedLike.user_id == any_(bindparam("reader_ids", type_=ARRAY(BigInteger))),
-    )
-    .correlate(Feed)
-    .scalar_subquery(),
-    type_=ARRAY(BigInteger),
-)
-# One statement shows a feed or a page of them, however many images they have.
-SHOWN = (
-    select(
-        Feed.id,
-        Feed.title,
-        Feed.content,
-        Feed.author_id,
-        User.email.label("author_email"),
-        User.nickname.label("author_nickname"),
-        WITH_FEED.label("images"),
-        Feed.like_count,
-        Feed.comment_count,
-        Feed.create_dt,
-        Feed.update_dt,
-    )
-    .join(User, User.id == Feed.author_id)
-    .where(FEED_KEPT)
-)
-SHOWN_TO_READERS = SHOWN.add_columns(_LIKED_BY.label("liked_by"))
-_IMAGES = TypeAdapter(list[ImageRead])
 # Built once, and past the unit of work, which has nothing to find out about one new row.
 _NEW = (
     insert(Feed)
@@ -104,55 +59,7 @@ async def create(
         words = {"title": title, "content": content, "author_id": author.id}
         feed_id = (await db.execute(_NEW, words)).scalar_one()
         await ledger.attach(db, [*earlier, *rows], feed_id=feed_id)
-        return await idempotency.keep(db, await _shown(db, images, reader, feed_id))
-
-
-async def read(db: AsyncSession, images: ImageStore, reader: Reader, feed_id: int) -> FeedRead:
-    """One feed; raises FeedNotFound."""
-    async with db.begin():
-        return await _shown(db, images, reader, feed_id)
-
-
-async def page(
-    db: AsyncSession, images: ImageStore, reader: Reader, query: ListQuery, *of: ColumnElement[bool]
-) -> Page[FeedRead]:
-    """A page of all feeds, or `of` some; raises InvalidInput for a cursor that does not fit."""
-    cursor, sort_by = start(query)
-    found = page_of(SHOWN_TO_READERS, sort_by, after=cursor is not None).where(*of)
-    async with db.begin():
-        # One more than asked for says whether there is a next page, without counting.
-        asked = {"page_size": query.limit + 1} | (cursor.values() if cursor else {})
-        shown = found.offset(query.skip or None)
-        rows = (await db.execute(shown, shown_to(images, reader) | asked)).all()
-        counted = select(func.count()).select_from(Feed).where(FEED_KEPT, *of)
-        total = await db.scalar(counted) if query.total else None
-    items = [_read(reader, row) for row in rows[: query.limit]]
-    time = "update_dt" if sort_by.startswith("update") else "create_dt"
-    return Page(items, following(rows, query.limit, sort_by=sort_by, time=time), total)
-
-
-def start(query: ListQuery) -> tuple[Cursor | None, SortBy]:
-    """Where a page starts, and its order; raises InvalidInput for a cursor that does not fit."""
-    cursor = Cursor.decode(query.cursor) if query.cursor else None
-    if cursor and query.skip:
-        raise InvalidInput("Give either cursor or skip, not both.", pointer="/skip")
-    if cursor and query.sort_by not in {None, cursor.sort_by}:
-        raise InvalidInput(
-            f"The cursor is of a list sorted by {cursor.sort_by}; leave sort_by out.",
-            pointer="/sort_by",
-        )
-    return cursor, cursor.sort_by if cursor else query.sort_by or SortBy.CREATE_DT_DESC
-
-
-@cache
-def page_of(
-    shown: Select[*tuple[Any, ...]], sort_by: SortBy, *, after: bool
-) -> Select[*tuple[Any, ...]]:
-    """The statement of a page of `page_size` feeds, which may start after a cursor's feed."""
-    time = Feed.update_dt if sort_by.startswith("update") else Feed.create_dt
-    cursor = Bound() if after else None
-    statement = keyset(shown, time, Feed.id, cursor, descending=sort_by.endswith("desc"))
-    return statement.limit(bindparam("page_size", type_=Integer))
+        return await idempotency.keep(db, await showing.one(db, images, reader, feed_id))
 
 
 async def update(
@@ -192,7 +99,7 @@ async def update(
         feed.content = feed.content if content is None else content
         feed.update_dt = NOW if changes else feed.update_dt
         await db.flush()
-        changed = await idempotency.keep(db, await _shown(db, images, reader, feed_id))
+        changed = await idempotency.keep(db, await showing.one(db, images, reader, feed_id))
     await ledger.discard(db, images, discarded)
     return changed
 
@@ -244,7 +151,7 @@ async def restore(
         require_own(editor, feed.author_id)
         feed.deleted_dt = None
         await db.flush()
-        return await idempotency.keep(db, await _shown(db, images, reader, feed_id))
+        return await idempotency.keep(db, await showing.one(db, images, reader, feed_id))
 
 
 async def purge(db: AsyncSession, *, restorable: timedelta, batch: int = 100) -> int:
@@ -270,41 +177,6 @@ async def remove(db: AsyncSession, feed_ids: Sequence[int]) -> Sequence[str]:
     return discarded
 
 
-async def _shown(db: AsyncSession, images: ImageStore, reader: Reader, feed_id: int) -> FeedRead:
-    row = (await db.execute(_ONE, shown_to(images, reader) | {"feed_id": feed_id})).one_or_none()
-    if row is None:
-        raise FeedNotFound
-    return _read(reader, row)
-
-
-_ONE = SHOWN_TO_READERS.where(Feed.id == bindparam("feed_id", type_=BigInteger))
-
-
-def shown_to(images: ImageStore, *readers: Reader) -> dict[str, Any]:
-    """What these ask for: where images are, and for whom it is that likes are looked up."""
-    ids = [reader.id for reader in readers if reader.id is not None]
-    return {"base_url": images.url(""), "reader_ids": ids}
-
-
-def _read(reader: Reader, row: Row[*tuple[Any, ...]]) -> FeedRead:
-    images = _IMAGES.validate_json(shown_with_feed(row.images)[1])
-    return FeedRead(
-        id=row.id,
-        title=row.title,
-        content=row.content,
-        author_id=row.author_id,
-        author_email=reader.email(row.author_email, of=row.author_id),
-        author_nickname=row.author_nickname,
-        image_urls=[image.url for image in images],
-        images=images,
-        like_count=row.like_count,
-        comment_count=row.comment_count,
-        liked=None if reader.id is None else reader.id in row.liked_by,
-        create_dt=row.create_dt,
-        update_dt=row.update_dt,
-    )
-
-
 async def _locked(db: AsyncSession, feed_id: int) -> Feed:
     """The feed, locked until the transaction ends; raises FeedNotFound."""
     found = select(Feed).where(Feed.id == feed_id, FEED_KEPT).with_for_update()
@@ -319,7 +191,7 @@ async def _require(
 ) -> None:
     """See that a locked feed is what the editor has seen; raises PreconditionFailed."""
     if expected is not None:
-        versions.require(expected, await _shown(db, images, Reader(editor.id), feed_id))
+        versions.require(expected, await showing.one(db, images, Reader(editor.id), feed_id))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from models.base import MAX_ID, CursorQuery
 from models.feed import Feed, FeedRead, ListQuery, SortBy
 from models.follow import Follow
-from services import feeds
+from services import showing
 from services.access import is_here
 from services.cursors import Cursor, Page
 from services.readers import Reader
@@ -49,7 +49,7 @@ _NEWEST = _BEFORE.limit(literal_column("1000")).subquery("newest")
 _FOUND = (
     select(_NEWEST.c.id, _NEWEST.c.create_dt)
     .where(exists().where(_IS_MINE, Follow.followed_id == _NEWEST.c.author_id))
-    # As `feeds.SHOWN` has it: else a page would end too early.
+    # As `showing.SHOWN` has it: else a page would end too early.
     .where(is_here(_NEWEST.c.author_id))
     .order_by(_NEWEST.c.create_dt.desc(), _NEWEST.c.id.desc())
     .limit(_PAGE)
@@ -100,4 +100,4 @@ async def page(
     async with db.begin():
         ids = (await db.scalars(PAGE, {"reader_id": reader.id} | asked)).all()
     of = Feed.id == any_(literal(list(ids), ARRAY(BigInteger)))
-    return await feeds.page(db, images, reader, ListQuery(limit=query.limit), of)
+    return await showing.page(db, images, reader, ListQuery(limit=query.limit), of)

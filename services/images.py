@@ -46,7 +46,7 @@ from services.errors import (
     UnsupportedImage,
 )
 from services.ledger import Upload
-from services.store import LINGER, ImageStore
+from services.store import LINGER, ImageStore, key_of
 from services.versions import Expected
 
 
@@ -181,11 +181,11 @@ async def mine(
     return Page(items, following(rows, query.limit))
 
 
-async def shown_by_name(db: AsyncSession, store: ImageStore, name: str) -> Row[str, int]:
-    """Content type and size (bytes) of the image of a name; raises ImageNotFound, also if its feed
-    is deleted."""
+async def shown_by_name(db: AsyncSession, name: str) -> Row[str, str, int]:
+    """Key, content type and size (bytes) of the image of a name; raises ImageNotFound, also if its
+    feed is deleted."""
     async with db.begin():
-        row = (await db.execute(_SHOWN_BY_NAME, {"key": store.key(name)})).one_or_none()
+        row = (await db.execute(SHOWN_BY_KEY, {"keys": [key_of(name)]})).one_or_none()
     if row is None:
         raise ImageNotFound
     return row
@@ -246,9 +246,12 @@ def read(store: ImageStore, rows: Sequence[Image]) -> list[ImageRead]:
     return list(originals.values())
 
 
-_SHOWN_BY_NAME = select(Image.content_type, Image.bytes).where(
-    Image.key == bindparam("key", type_=String),
-    Image.state.in_([ImageState.PENDING, ImageState.ATTACHED]),
+SHOWN_BY_KEY = select(Image.key, Image.content_type, Image.bytes).where(
+    Image.key == any_(bindparam("keys", type_=ARRAY(String))),
+    # Written out: no parameters but the keys.
+    Image.state.in_(
+        [literal_column(f"'{it}'") for it in (ImageState.PENDING, ImageState.ATTACHED)]
+    ),
     ~exists().where(Feed.id == Image.feed_id, Feed.deleted_dt.is_not(None)),
     is_here(Image.owner_id),
 )

@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import structlog
 from botocore.exceptions import ClientError
 
-from config.s3 import MAX_CONNECTIONS, S3Client, S3Error, StreamingBody
+from config.s3 import MAX_CONNECTIONS, Loader, S3Client, S3Error, StreamingBody
 from config.settings import Settings
 from services.errors import (
     ImageNotFound,
@@ -30,6 +30,8 @@ log = structlog.get_logger()
 # by themselves, which never is.
 SHOWN, INCOMING = "images/", "incoming/"
 _NAME = re.compile(r"[A-Za-z0-9_-]{16,64}\.[a-z0-9]{3,5}")
+# What the store says of an object, or of a range of its bytes.
+_TOLD = "content-type", "content-length", "content-range"
 CACHE_CONTROL = "public, max-age=31536000, immutable"
 CHUNK = 64 * 1024
 # Seconds, waiting for one's turn included. botocore waits without end for a store that takes a
@@ -70,11 +72,19 @@ def prefix(settings: Settings) -> str:
     return f"{settings.s3_key_prefix}/" if settings.s3_key_prefix else ""
 
 
+def key_of(name: str) -> str:
+    """The key of what is served under a name; raises ImageNotFound if nothing can be."""
+    if not _NAME.fullmatch(name):
+        raise ImageNotFound
+    return SHOWN + name
+
+
 class ImageStore:
     """The bucket: puts, gives and deletes objects, a bounded number at a time."""
 
     def __init__(self, s3: S3Client, cleaner: Cleaner, settings: Settings) -> None:
         self._s3 = s3
+        self._loader = Loader(s3)
         self._bucket = settings.s3_bucket or ""
         self._prefix = prefix(settings)
         public = settings.s3_public_url
@@ -94,12 +104,6 @@ class ImageStore:
     def url(self, key: str) -> str:
         """Where clients load an object; the database keeps keys, so that this may change."""
         return self._base_url + key
-
-    def key(self, name: str) -> str:
-        """The key of what is served under a name; raises ImageNotFound if nothing can be."""
-        if not _NAME.fullmatch(name):
-            raise ImageNotFound
-        return SHOWN + name
 
     async def put(self, key: str, picture: Picture | Variant) -> None:
         """Write one object; raises StorageUnavailable."""
@@ -133,13 +137,12 @@ class ImageStore:
 
         Raises ImageNotFound, RangeNotSatisfiable and StorageUnavailable.
         """
-        wanted: Any = {"Range": range_} if range_ else {}
+        key, wanted = self._prefix + key_of(name), {"range": range_} if range_ else {}
         try:
             async with asyncio.timeout(READ_PATIENCE):
                 await self._reads.acquire()
                 try:
-                    key = self._prefix + self.key(name)
-                    found = await self._s3.get_object(Bucket=self._bucket, Key=key, **wanted)
+                    status, told, body = await self._loader.load(self._bucket, key, wanted)
                 except BaseException:
                     self._reads.release()
                     raise
@@ -152,14 +155,8 @@ class ImageStore:
             raise StorageUnavailable(_UNREADABLE) from error
         except S3Error as error:
             raise StorageUnavailable(_UNREADABLE) from error
-        headers = {
-            "content-type": found["ContentType"],
-            "content-length": str(found["ContentLength"]),
-        }
-        if "ContentRange" in found:
-            headers["content-range"] = found["ContentRange"]
-        status = found["ResponseMetadata"]["HTTPStatusCode"]
-        return StoredImage(status, headers, found["Body"], self._reads)
+        headers = {name: told[name] for name in _TOLD if name in told}
+        return StoredImage(status, headers, body, self._reads)
 
     async def form(self, key: str, *, content_type: str, size: int) -> tuple[str, dict[str, str]]:
         """The URL and the fields of a form that puts just this object; raises StorageUnavailable.

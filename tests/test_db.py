@@ -8,7 +8,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import InvalidRequestError
 
 from models.feed import Feed
-from services import feeds
+from services import showing
 from tests.conftest import bearer, files, user_maker
 from tests.pictures import annotated_png
 
@@ -51,30 +51,31 @@ async def test_a_query_outside_a_visible_transaction_fails_at_once(db):
 
 async def test_no_connection_is_out_while_the_store_is_talked_to(live_app, live_client, lent):
     author = await user_maker(live_client)()
-    s3, seen = live_app.state.images._s3, []
+    images, seen = live_app.state.images, []
+    of = {"put_object": images._s3, "load": images._loader, "delete_object": images._s3}
 
     def watched(operation):
-        real = getattr(s3, operation)
+        real = getattr(of[operation], operation)
 
-        async def call(**arguments):
+        async def call(*arguments, **named):
             seen.append((operation, lent()))
             await asyncio.sleep(0.01)
             seen.append((operation, lent()))
-            return await real(**arguments)
+            return await real(*arguments, **named)
 
         return real, call
 
     reals = {}
-    for operation in ("put_object", "get_object", "delete_object"):
+    for operation, it in of.items():
         reals[operation], call = watched(operation)
-        setattr(s3, operation, call)
+        setattr(it, operation, call)
     try:
         feed = (
             await live_client.post(
                 "/api/feed/create", data=POST, files=files("images", PNG), headers=bearer(author)
             )
         ).json()
-        await live_client.get(feed["image_urls"][0])
+        await live_client.get(feed["image_urls"][0], headers=ELSEWHERE)
         await live_client.patch(
             f"/api/feed/update/{feed['id']}",
             data={"target_image_urls": feed["image_urls"]},
@@ -84,7 +85,7 @@ async def test_no_connection_is_out_while_the_store_is_talked_to(live_app, live_
         await live_client.delete(f"/api/feed/delete/{feed['id']}", headers=bearer(author))
     finally:
         for operation, real in reals.items():
-            setattr(s3, operation, real)
+            setattr(of[operation], operation, real)
 
     assert {operation for operation, _ in seen} == set(reals)
     assert {out for _, out in seen} == {0}
@@ -107,7 +108,7 @@ async def test_a_session_goes_back_after_a_crash_inside_its_transaction(
         assert lent() == 1
         raise RuntimeError("crash")
 
-    monkeypatch.setattr(feeds, "_shown", crash)
+    monkeypatch.setattr(showing, "one", crash)
 
     assert (await live_client.get("/api/feed/read/1", headers=ELSEWHERE)).status_code == 500
     assert lent() == 0
@@ -120,7 +121,7 @@ async def test_a_session_goes_back_when_the_request_is_cancelled(live_client, le
         inside.set()
         await db.execute(text("SELECT pg_sleep(30)"))
 
-    monkeypatch.setattr(feeds, "_shown", hang)
+    monkeypatch.setattr(showing, "one", hang)
     request = asyncio.create_task(live_client.get("/api/feed/read/1", headers=ELSEWHERE))
     await inside.wait()
     request.cancel()

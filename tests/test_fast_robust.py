@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from app import fast_reads
-from app.fast_reads import FeedReads
+from app.fast_reads import Reads
 from app.main import create_app, prepare
 from config.readers import CONNECTIONS
 from tests.conftest import bearer, client_of, own_folder, user_maker
@@ -121,7 +121,7 @@ async def opened(settings, *, feeds=5, **changes):
 @pytest.fixture(autouse=True)
 def _telling(monkeypatch):
     """The lane tells what it finds."""
-    real = FeedReads.find
+    real = Reads.find
 
     async def telling(reads, *asked):
         answer = await real(reads, *asked)
@@ -129,7 +129,7 @@ def _telling(monkeypatch):
             FOUND.get([]).append(answer)
         return answer
 
-    monkeypatch.setattr(FeedReads, "find", telling)
+    monkeypatch.setattr(Reads, "find", telling)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 import httpx
 import pytest
 
-from app.fast_reads import FeedReads
+from app.fast_reads import Reads
 from models.feed import SortBy
 from services.cursors import Cursor
 from tests.conftest import bearer, user_maker
@@ -163,7 +163,7 @@ WORDS = {"title": "T", "content": "C"}
 @pytest.fixture
 def _slow_wires(monkeypatch):
     """What PostgreSQL is asked, and what it answers, is under way for a while."""
-    real = FeedReads._rows
+    real = Reads._rows
 
     async def slow(*given, **values):
         await asyncio.sleep(random.choice([0, 0, 0.005]))
@@ -171,13 +171,13 @@ def _slow_wires(monkeypatch):
         await asyncio.sleep(random.choice([0, 0.005, 0.02]))
         return rows
 
-    monkeypatch.setattr(FeedReads, "_rows", slow)
+    monkeypatch.setattr(Reads, "_rows", slow)
 
 
 @pytest.fixture
 def found(monkeypatch):
     """What the lane has answered by itself."""
-    answers, real = [], FeedReads.find
+    answers, real = [], Reads.find
 
     async def watched(*asked):
         answer = await real(*asked)
@@ -185,7 +185,7 @@ def found(monkeypatch):
             answers.append(answer)
         return answer
 
-    monkeypatch.setattr(FeedReads, "find", watched)
+    monkeypatch.setattr(Reads, "find", watched)
     return answers
 
 

@@ -331,7 +331,7 @@ async def test_no_secret_is_in_any_line_or_answer(
 
             monkeypatch.setattr("services.profiles.read", lambda *rest: fault())
             await ask("GET", "/api/mypage/profile", headers=signed)
-            monkeypatch.setattr("services.feeds._shown", lambda *rest: wrong(rest[0]))
+            monkeypatch.setattr("services.showing.one", lambda *rest: wrong(rest[0]))
             await ask("GET", f"/api/feed/read/{feed['id']}", headers=signed)
     log = capfd.readouterr().err
 

@@ -18,7 +18,7 @@ from config.s3 import READ_BUFFER, open_s3, require_bucket
 from config.settings import SettingsError
 from models.base import NOW
 from models.image import Image, ImageState
-from services import feeds, reaper
+from services import reaper, showing
 from services import store as store_module
 from services.bucket import Bucket
 from services.fsck import Kind, Tally, survey
@@ -208,7 +208,7 @@ async def test_a_failure_after_the_images_were_stored_takes_them_back(
     async def fail(*rest):
         raise RuntimeError("at the very end of the transaction")
 
-    monkeypatch.setattr(feeds, "_shown", fail)
+    monkeypatch.setattr(showing, "one", fail)
     failed = await client.request(
         method,
         "/api/feed/create" if method == "POST" else f"/api/feed/update/{feed['id']}",
@@ -356,7 +356,10 @@ async def test_a_store_that_never_answers_costs_a_bounded_time_and_blocks_nobody
     assert not any(turns.locked() for turns in (images._puts, images._deletes, images._reads))
 
 
-async def test_a_reader_who_goes_away_leaves_its_turn_to_others(live_app, live_client, live_server):
+@pytest.mark.parametrize("by", ["the fast lane", "the plain way"])
+async def test_a_reader_who_goes_away_leaves_its_turn_to_others(
+    live_app, live_client, live_server, by
+):
     author = await user_maker(live_client)()
     big = pyvips.Image.gaussnoise(1800, 1200, mean=128, sigma=60).cast("uchar")
     posted = await live_client.post(
@@ -371,7 +374,8 @@ async def test_a_reader_who_goes_away_leaves_its_turn_to_others(live_app, live_c
     writers = []
     for _ in range(5):
         reader, writer = await asyncio.open_connection("127.0.0.1", live_server)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        more = "Origin: https://page.example.com\r\n" if by == "the plain way" else ""
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode())
         assert (await reader.read(15)).startswith(b"HTTP/1.1 200")
         writers.append(writer)
     for writer in writers:

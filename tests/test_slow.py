@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from app import deadline, protocol
 from config.db import open_engine, session_factory
 from models.feed import Feed
-from services import feeds
+from services import showing
 from tests.browser import serving
 from tests.conftest import SECRET, bearer, client_of, user_maker
 
@@ -119,7 +119,7 @@ async def test_what_keeps_us_busy_for_too_long_is_a_503_and_is_given_up(make_app
         finally:
             ended.set()
 
-    monkeypatch.setattr(feeds, "read", hang)
+    monkeypatch.setattr(showing, "read", hang)
     async with client_of(await make_app(request_timeout=1)) as client:
         refused = await client.get("/api/feed/read/1")
         after = await client.get("/api/feed/list")
@@ -255,7 +255,7 @@ async def test_where_all_are_at_work_one_more_is_a_503(live_app, live_server, mo
         await going.wait()
         raise RuntimeError("over")
 
-    monkeypatch.setattr(feeds, "read", busy)
+    monkeypatch.setattr(showing, "read", busy)
     url = f"http://127.0.0.1:{live_server}"
     async with httpx.AsyncClient(base_url=url) as client, asyncio.TaskGroup() as group:
         for _ in range(3):
