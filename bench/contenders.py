@@ -149,6 +149,7 @@ def _service(settings: Settings, *, log: bool, workers: int) -> tuple[list[str],
         "WORKERS": str(workers),
         "ACCESS_TOKEN_MINUTES": "1440",
         "RATE_LIMITS": _LIMITS,
+        "MAX_PENDING_IMAGES": "100000",
         "ACCESS_LOG": str(log).lower(),
     }
     return [sys.executable, "-m", "app.cli", "serve"], environment

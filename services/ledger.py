@@ -17,7 +17,19 @@ from typing import Any, BinaryIO
 
 import anyio
 import structlog
-from sqlalchemy import ColumnElement, case, delete, insert, or_, select, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    any_,
+    bindparam,
+    case,
+    delete,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config.db import DatabaseError
@@ -161,18 +173,23 @@ async def keep(db: AsyncSession, rows: Sequence[Image]) -> None:
 
 async def pending(db: AsyncSession, owner: User, image_ids: Sequence[int]) -> dict[int, Image]:
     """The owner's pending images among these, by id, locked until the transaction ends."""
-    found = (
-        select(Image)
-        .where(
-            Image.id.in_(image_ids),
-            Image.owner_id == owner.id,
-            Image.state == ImageState.PENDING,
-            Image.stored,
-            Image.original_id.is_(None),
-        )
-        .with_for_update()
+    if not image_ids:
+        return {}
+    found = await db.scalars(_PENDING, {"owner_id": owner.id, "image_ids": list(image_ids)})
+    return {row.id: row for row in found}
+
+
+_PENDING = (
+    select(Image)
+    .where(
+        Image.id == any_(bindparam("image_ids", type_=ARRAY(BigInteger))),
+        Image.owner_id == bindparam("owner_id"),
+        Image.state == ImageState.PENDING,
+        Image.stored,
+        Image.original_id.is_(None),
     )
-    return {row.id: row for row in await db.scalars(found)} if image_ids else {}
+    .with_for_update()
+)
 
 
 async def attach(db: AsyncSession, rows: Sequence[Image], *, feed_id: int) -> None:
