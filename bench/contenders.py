@@ -33,6 +33,7 @@ _LIMITS = ",".join(
     f"{name}=1000000000/minute" for name in ("log-in", "sign-up", "write", "upload", "read")
 )
 _HERE = Path(__file__).parent
+_ROOT = _HERE.parent
 # Those that we may use; none are known where nothing can be pinned.
 _CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
@@ -130,7 +131,7 @@ def _start(name: str, settings: Settings) -> tuple[list[str], dict[str, str]]:
             "NODE_ENV": "production",
         }
     mode = "json" if name == JSON else "row"
-    raw = {"MODE": mode, "DSN": dsn(settings), "PYTHONPATH": str(_HERE.parent)}
+    raw = {"MODE": mode, "DSN": dsn(settings), "PYTHONPATH": str(_ROOT)}
     return [sys.executable, "-m", "bench.peers.raw"], shared | raw
 
 
@@ -138,7 +139,7 @@ def _service(settings: Settings, *, log: bool, workers: int) -> tuple[list[str],
     """All that is on by default is on; limits count, and are too high to refuse anything."""
     store_secret = settings.s3_secret_key
     environment = {
-        "PYTHONPATH": str(_HERE.parent),
+        "PYTHONPATH": str(_ROOT),
         "DATABASE_URL": str(settings.database_url),
         "DATABASE_POOL_SIZE": str(POOL),
         "SECRET_KEY": settings.keys[0],
@@ -152,7 +153,27 @@ def _service(settings: Settings, *, log: bool, workers: int) -> tuple[list[str],
         "MAX_PENDING_IMAGES": "100000",
         "ACCESS_LOG": str(log).lower(),
     }
-    return [sys.executable, "-m", "app.cli", "serve"], environment
+    return [str(install_service()), "-m", "app.cli", "serve"], environment
+
+
+def install_service() -> Path:
+    """Put what the service needs, and no more, into the cache; gives the Python that has it."""
+    wanted = [_ROOT / "requirements" / name for name in ("build.txt", "service.txt")]
+    known = hashlib.sha256(b"".join(it.read_bytes() for it in wanted)).hexdigest()[:12]
+    folder = cache() / f"service-{known}"
+    python = folder / "bin" / "python"
+    if not (folder / "installed").exists():
+        print("installing what the service needs, once", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)  # noqa: S603
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip += ["--no-build-isolation"]
+        for what in (
+            *(["--require-hashes", "--requirement", file] for file in wanted),
+            ["--no-deps", "--editable", _ROOT],
+        ):
+            subprocess.run([*pip, *what], check=True)  # noqa: S603
+        (folder / "installed").touch()
+    return python
 
 
 def install_fastify() -> Path:

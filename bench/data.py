@@ -14,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
-from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import create_async_engine
 
 import migrations
@@ -82,7 +81,7 @@ _INDEXES = """
 async def board(feeds: int) -> AsyncGenerator[Settings]:
     """Embedded parts with that many feeds in them, as settings that lead there."""
     said = "".join((USERS_SQL, FEEDS_SQL, IMAGES_SQL, LIKES_SQL)).encode()
-    newest = ScriptDirectory.from_config(migrations.config()).get_current_head()
+    newest = migrations.newest()
     folder = cache() / f"{feeds}-{newest}-{zlib.crc32(said):x}"
     folder.mkdir(parents=True, exist_ok=True)
     # Whatever the environment says: here is written to, and nowhere else.

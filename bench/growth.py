@@ -16,11 +16,13 @@ COMPARED = (SERVICE, ROW, FASTIFY)
 _NAMES = ("read", "newest", "page-deep", "create")
 
 
-async def show(feeds: int, *, rounds: int, seconds: int, folder: Path | None) -> None:
-    """Print both tables, and draw them into a folder."""
+async def show(
+    feeds: int, sizes: Sequence[int], *, rounds: int, seconds: int, folder: Path | None
+) -> None:
+    """Print both tables, and draw them into a folder: boards of these sizes, and one of `feeds`."""
     works = [work for work in WORKS if work.name in _NAMES]
     by_size: dict[int, Figures] = {}
-    for size in SIZES:
+    for size in sizes:
         async with ready(works, feeds=size, seconds=seconds) as board:
             by_size[size] = await board.play(works, rounds=rounds, connections=CONNECTIONS)
     by_connections: dict[int, Figures] = {}

@@ -28,7 +28,9 @@ def main() -> None:
     if asked.growth:
         # As many points as rounds; they are for the shape, and shorter.
         rounds, seconds = min(asked.rounds, 3), min(asked.seconds, 2)
-        grown = growth.show(asked.feeds, rounds=rounds, seconds=seconds, folder=asked.charts)
+        grown = growth.show(
+            asked.feeds, asked.sizes, rounds=rounds, seconds=seconds, folder=asked.charts
+        )
         asyncio.run(grown)
 
 
@@ -43,11 +45,16 @@ def _arguments() -> argparse.Namespace:
     add("--works", type=lambda text: text.split(","), default=names, help=",".join(names))
     add("--access-log", action="store_true", help="measure the service with its log on, too")
     add("--growth", action="store_true", help="at other sizes and numbers of connections, too")
+    add("--sizes", type=_numbers, default=growth.SIZES, help="of the boards, then, by commas")
     add("--charts", type=Path, help="a folder for pictures of the figures")
     asked = parser.parse_args()
     if unknown := set(asked.works) - set(names):
         parser.error(f"no work is called {', '.join(unknown)}; there are {', '.join(names)}")
     return asked
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 async def _measure(asked: argparse.Namespace, works: list[Work]) -> Figures:

@@ -6,8 +6,6 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from limits.aio.storage import RedisStorage
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 _SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
 
@@ -32,6 +30,10 @@ def redis_uri(url: str) -> str:
 @asynccontextmanager
 async def open_redis(uri: str, prefix: str) -> AsyncGenerator[RedisStorage]:
     """A storage of counts, whose keys begin with the prefix; nothing is connected to before use."""
+    # Here, as few need it: 7 MB.
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
     # Who asks bounds the waiting: with a time-out of its own, redis-py sends by `asyncio.wait_for`,
     # which before Python 3.12 may swallow a cancellation, and then waits for the answer anyway.
     options: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "socket_timeout": None}

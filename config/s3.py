@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import aioboto3
@@ -50,14 +51,20 @@ class _Session(AIOHTTPSession):
         return session
 
 
+@cache
+def _session(access_key: str | None, secret: str | None, region: str) -> aioboto3.Session:
+    # It keeps the description of S3, which takes 10 MB and half of the time to make a client.
+    return aioboto3.Session(
+        aws_access_key_id=access_key, aws_secret_access_key=secret, region_name=region
+    )
+
+
 @asynccontextmanager
 async def open_s3(settings: Settings) -> AsyncGenerator[S3Client]:
     """One S3 client for the process's life; making one per call is most of an upload's time."""
     secret = settings.s3_secret_key
-    session = aioboto3.Session(
-        aws_access_key_id=settings.s3_access_key,
-        aws_secret_access_key=secret.get_secret_value() if secret else None,
-        region_name=settings.s3_region,
+    session = _session(
+        settings.s3_access_key, secret.get_secret_value() if secret else None, settings.s3_region
     )
     own = settings.s3_endpoint_url is not None
     config = AioConfig(

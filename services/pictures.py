@@ -10,7 +10,6 @@ every AVIF, whose metadata is woven into its index. Of an animated PNG the still
 """
 
 import asyncio
-import ctypes
 import os
 import re
 import struct
@@ -26,6 +25,7 @@ from typing import BinaryIO
 import pyvips
 
 from services import pixels
+from services.allocator import Trimmer
 from services.containers import Malformed, gif_parts, jpeg_parts, png_parts, webp_parts, whole
 from services.errors import DamagedImage, ImageTooLarge, UnsupportedImage
 from services.variants import WIDTHS, Stop, Variant, draw
@@ -35,11 +35,6 @@ from services.variants import WIDTHS, Stop, Variant, draw
 pyvips.block_untrusted_set(True)
 pyvips.concurrency_set(1)
 pyvips.cache_set_max(0)
-# glibc would keep each thread's freed buffers for itself: two workers held 172 MiB when idle and
-# 206 at most; so it is 46 and 90, for 6 % of the time (M_MMAP_THRESHOLD, M_ARENA_MAX).
-if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-    libc.mallopt(-3, 64 * 1024)
-    libc.mallopt(-8, 1)
 
 MAX_FRAMES = 1_000
 # Chunks, segments or blocks; libpng takes 20 µs for each, and a hostile file can have a million.
@@ -92,6 +87,7 @@ class Cleaner:
         self._limits = limits
         self._widths = widths
         self._threads = threads
+        self._trimmer = Trimmer()
 
     @asynccontextmanager
     async def cleaned(
@@ -114,6 +110,8 @@ class Cleaner:
                 job.cancel()
                 stop.ask()
                 job.add_done_callback(_close)
+            if jobs:
+                self._trimmer.soon()
 
 
 @asynccontextmanager

@@ -1,10 +1,12 @@
 """The schema: equal to the models, made by one process at a time, and undone without a trace."""
 
 import asyncio
+from pathlib import Path
 
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -21,6 +23,14 @@ async def test_the_migrations_make_just_what_the_models_say(engine):
 
     async with engine.connect() as connection:
         assert await connection.run_sync(differences) == []
+
+
+def test_each_migration_is_in_a_file_that_is_named_by_it():
+    script = ScriptDirectory.from_config(migrations.config())
+
+    assert migrations.newest() == script.get_current_head()
+    for it in script.walk_revisions():
+        assert Path(it.path).name.startswith(f"{it.revision}_")
 
 
 async def test_many_processes_that_start_at_once_migrate_once(make_database):
