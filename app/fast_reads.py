@@ -11,9 +11,8 @@ feed that is not there, a token that is in doubt. `tests/test_fast_reads.py` com
 
 Fast by four things. Statements are compiled once, and prepared once on each connection
 (`config.readers`); they commit nothing. Rows become JSON as they are, and images come as JSON from
-PostgreSQL. Reads in flight are gathered (`services.batches`): while one statement for feeds is
-under way, the ids of all who come are the next one's, and equal pages are one for all who want
-them. And there is one flat function instead of ten layers.
+PostgreSQL. Reads in flight share statements (`services.batches`): who comes while one for feeds is
+under way is in the next, and equal pages are one. And one flat function is there for ten layers.
 
 No staleness. Who comes joins only a statement that starts after they came. Nothing is kept: neither
 rows nor answers.
@@ -32,7 +31,8 @@ from urllib.parse import parse_qsl, urlencode
 import orjson
 import structlog
 from pydantic import ValidationError
-from starlette.datastructures import State
+from starlette.datastructures import Headers, State
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -50,19 +50,19 @@ from services import showing
 from services.batches import Batches
 from services.errors import ImageNotFound, InvalidInput, NotAuthenticated, Refusal
 from services.images import SHOWN_BY_KEY
-from services.showing import Part, Shows
+from services.showing import Part, Shown, Shows
 from services.store import SHOWN, ImageStore, key_of
 from services.tokens import Access
 
 log = structlog.get_logger()
 ReaderId = int | None
 Given = Mapping[bytes, str]
-Headers = list[tuple[bytes, bytes]]
+Told = list[tuple[bytes, bytes]]
 
 _READ, _LIST, _IMAGE = "/api/feed/read/", "/api/feed/list", "/images/"
 # The headers that may change an answer; what the others say is not understood here.
-_OTHERS = {b"origin", b"content-type", b"content-length", b"transfer-encoding"}
-_TELLING = {b"authorization", b"host", b"if-none-match", b"range", b"x-request-id"} | _OTHERS
+_OTHERS = {b"content-type", b"content-length", b"transfer-encoding"}
+_TELLING = _OTHERS | {*b"authorization host if-none-match origin range x-request-id".split()}
 _json = partial(orjson.dumps, option=orjson.OPT_UTC_Z)
 # Seconds for which the plain way has it all, after PostgreSQL failed.
 PAUSE = 1.0
@@ -76,9 +76,6 @@ class Answer(NamedTuple):
     next: str | None = None
 
 
-Shown = tuple[dict[str, Any], Sequence[int]]  # A feed, and those of the readers who like it.
-
-
 class Reads:
     """The statements, and who shares them."""
 
@@ -86,14 +83,14 @@ class Reads:
         self._readers = readers
         self._base_url = base_url
         self._show_emails = show_emails
+        self._shown = partial(showing.as_json, show_emails=show_emails)
         self._closed_until = 0.0
         self._feeds = Batches(self._by_id)
         self._pages = Batches(self._page)
         self._images = Batches(self._by_key)
 
     async def find(self, asked: int | Part | str, reader_id: ReaderId) -> Answer | None:
-        """A feed by its id or a page of them, as a reader sees it; or that an image of a key is
-        there, without its bytes. None is for the plain way."""
+        """A feed, a page, or that an image of a key is there, as a reader sees it; or None."""
         if time.monotonic() < self._closed_until:
             return None
         try:
@@ -154,10 +151,6 @@ class Reads:
         # Their own address is hidden from nobody.
         return self._show_emails or all(feed["author_id"] != reader_id for feed, _ in shown)
 
-    def _shown(self, row: Any) -> Shown:
-        feed = showing.as_json(row, show_emails=self._show_emails)
-        return feed, row[11] if len(row) > 11 else ()
-
 
 class FastReads:
     """Pure ASGI: answers what it understands; all else goes on. `state` is the application's."""
@@ -165,16 +158,15 @@ class FastReads:
     def __init__(
         self, app: ASGIApp, state: State, settings: Settings, limits: rate_limits.Limits | None
     ) -> None:
-        self.app = app
-        self._state = state
-        self._limits = limits
+        self.app, self._state, self._limits = app, state, limits
         self._list = f"{settings.base_url}{_LIST}?"
         self._access_log = settings.access_log
         self._hosts = KnownHosts(app, names=settings.hosts) if settings.hosts else None
-        guarding = headers.raw(headers.of_data(settings) | {"vary": "Authorization, Origin"})
+        self._cors = CORSMiddleware(app, **headers.of_cors(settings))
+        guarding = headers.raw(headers.of_data(settings))
         self._to_anybody = [*guarding, (b"cache-control", b"no-cache")]
         self._to_one = [*guarding, (b"cache-control", b"private, no-cache")]
-        self._of_images = headers.raw(headers.of_images(settings) | {"vary": "Origin"})
+        self._of_images = headers.raw(headers.of_images(settings))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = _asked(scope) if scope["type"] == "http" else None
@@ -206,34 +198,37 @@ class FastReads:
         if answer is None:
             return False
         sent = Sent(send)
+        out: Send = sent if self._access_log else send
+        if b"origin" in given:
+            out = partial(self._cors.send, send=out, request_headers=Headers(scope=scope))
         try:
             if isinstance(asked.wanted, str):
                 response = await self._image(scope, asked.wanted, given, told)
-                await response(scope, receive, sent)
+                await response(scope, receive, out)
             else:
-                await self._feeds(answer, asked, given, told, sent)
+                await self._feeds(answer, asked, given, told, out)
         finally:
             if self._access_log:
                 write_down(sent, "GET", asked.route, started, request_id=request_id)
         return True
 
     async def _feeds(
-        self, answer: Answer, asked: "_Asked", given: Given, told: Headers, send: Send
+        self, answer: Answer, asked: "_Asked", given: Given, told: Told, send: Send
     ) -> None:
         told += self._to_one if b"authorization" in given else self._to_anybody
         if answer.next is not None:
             link = f'<{self._list}{asked.kept}{answer.next}>; rel="next"'
             told.append((b"link", link.encode()))
+        told.append((b"vary", b"Authorization" + b", Origin" * (b"origin" not in given)))
         told.append((b"etag", b'"%b"' % answer.tag.encode()))
-        status, body = 200, answer.body
-        if has(given.get(b"if-none-match", ""), answer.tag):
-            status, body = 304, b""
-        else:
+        known = has(given.get(b"if-none-match", ""), answer.tag)
+        status, body = (304, b"") if known else (200, answer.body)
+        if not known:
             told += (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))
         await send({"type": "http.response.start", "status": status, "headers": told})
         await send({"type": "http.response.body", "body": body})
 
-    async def _image(self, scope: Scope, key: str, given: Given, told: Headers) -> Response:
+    async def _image(self, scope: Scope, key: str, given: Given, told: Told) -> Response:
         name, known = key.removeprefix(SHOWN), given.get(b"if-none-match")
         images: ImageStore = self._state.images
         try:
@@ -241,6 +236,8 @@ class FastReads:
         except Refusal as refusal:
             response = problem(scope, refusal)
             told.append((b"cache-control", b"no-store"))
+        if b"origin" not in given:
+            told.append((b"vary", b"Origin"))
         # Where it says something itself, that holds.
         said = {name for name, _ in response.raw_headers}
         response.raw_headers += [*told, *(it for it in self._of_images if it[0] not in said)]
@@ -295,5 +292,4 @@ def _page(query_string: bytes) -> _Asked | None:
     if len(given) < len(pairs) or "skip" in given or "total" in given:
         return None
     given.pop("cursor", None)
-    kept = urlencode(given | {"cursor": ""})
-    return _Asked(page, _LIST, kept)
+    return _Asked(page, _LIST, urlencode(given | {"cursor": ""}))

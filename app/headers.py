@@ -4,11 +4,14 @@ import re
 from base64 import b64encode
 from collections.abc import Mapping
 from hashlib import sha256
+from typing import Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import rate_limits
 from config.settings import Settings
+from routers.idempotency import REPLAYED
 
 # An answer of the API is data: nothing in it may run, load, or be framed.
 _DATA = "default-src 'none'; frame-ancestors 'none'"
@@ -48,6 +51,21 @@ def of_images(settings: Settings) -> dict[str, str]:
     Those may also read the API, but by CORS, which is not this header's business.
     """
     return of_data(settings) | {"cross-origin-resource-policy": "cross-origin"}
+
+
+def of_cors(settings: Settings) -> dict[str, Any]:
+    """What other origins' scripts may ask, and see of the answers, as `CORSMiddleware` takes it."""
+    return {
+        # Tokens are sent by scripts that have them, never by the browser itself: no credentials.
+        "allow_origins": settings.origins,
+        "allow_methods": ["GET", "HEAD", "POST", "PATCH", "PUT", "DELETE"],
+        "allow_headers": ["*"],
+        "expose_headers": [
+            *("Link", "X-Total-Count", "X-Request-ID", "Retry-After", "ETag"),
+            *(*rate_limits.HEADERS, REPLAYED),
+        ],
+        "max_age": 600,
+    }
 
 
 def raw(named: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

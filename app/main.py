@@ -18,11 +18,10 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import migrations
-from app import docs, etags, logs, problems, rate_limits
+from app import docs, etags, headers, logs, problems, rate_limits
 from app.deadline import Deadline
 from app.fast_reads import FastReads, Reads
 from app.guard import BodyGuard
-from app.headers import SecurityHeaders
 from app.hosts import KnownHosts
 from app.pages import add_pages
 from app.protocol import BoundedHead
@@ -40,7 +39,6 @@ from routers import (
     feeds,
     follows,
     health,
-    idempotency,
     images,
     leaving,
     likes,
@@ -270,17 +268,6 @@ def _add_middleware(app: FastAPI, settings: Settings, limits: rate_limits.Limits
     app.add_middleware(etags.ETags)
     if settings.hosts:
         app.add_middleware(KnownHosts, names=settings.hosts)
-    app.add_middleware(
-        CORSMiddleware,
-        # Tokens are sent by scripts that have them, never by the browser itself: no credentials.
-        allow_origins=settings.origins,
-        allow_methods=["GET", "HEAD", "POST", "PATCH", "PUT", "DELETE"],
-        allow_headers=["*"],
-        expose_headers=[
-            *("Link", "X-Total-Count", "X-Request-ID", "Retry-After", "ETag"),
-            *(*rate_limits.HEADERS, idempotency.REPLAYED),
-        ],
-        max_age=600,
-    )
-    app.add_middleware(SecurityHeaders, settings=settings)
+    app.add_middleware(CORSMiddleware, **headers.of_cors(settings))
+    app.add_middleware(headers.SecurityHeaders, settings=settings)
     app.add_middleware(RequestLog, access_log=settings.access_log)

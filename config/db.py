@@ -1,6 +1,5 @@
 """The database: engine, session factory, and `get_db`, which lends a session to a request."""
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -23,6 +22,7 @@ from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty, Full
 from starlette.requests import HTTPConnection
 
 from config.settings import Settings
+from config.turns import Turns
 
 Sessions = async_sessionmaker[AsyncSession]
 # What a call to the database raises when the database is at fault, or is not there; a connection
@@ -35,16 +35,12 @@ UNASKED = 1.0
 
 
 class _FairQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
-    """Hands a connection to who has waited longest.
-
-    asyncio's own leaves it to whoever comes first, and with more requests than connections some
-    wait many times as long as others.
-    """
+    """Hands a connection to who has waited longest; asyncio's own leaves it to who comes first."""
 
     def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
         super().__init__(maxsize, use_lifo)
         self._free: deque[ConnectionPoolEntry] = deque()
-        self._turns: deque[asyncio.Future[ConnectionPoolEntry]] = deque()
+        self._turns: Turns[ConnectionPoolEntry] = Turns()
 
     def empty(self) -> bool:
         return not self._free
@@ -56,11 +52,8 @@ class _FairQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
         return len(self._free)
 
     def put_nowait(self, item: ConnectionPoolEntry) -> None:
-        while self._turns:
-            turn = self._turns.popleft()
-            if not turn.done():
-                turn.set_result(item)
-                return
+        if self._turns.hand(item):
+            return
         if self.full():
             raise Full
         self._free.append(item)
@@ -77,17 +70,10 @@ class _FairQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
         return found
 
     async def _wait(self, seconds: float | None) -> ConnectionPoolEntry:
-        turn: asyncio.Future[ConnectionPoolEntry] = asyncio.Future()
-        self._turns.append(turn)
         try:
-            async with asyncio.timeout(seconds):
-                return await turn
-        except (TimeoutError, asyncio.CancelledError) as error:
-            if turn.done() and not turn.cancelled():
-                self.put_nowait(turn.result())  # Given in the very moment.
-            if isinstance(error, TimeoutError):
-                raise Empty from None
-            raise
+            return await self._turns.wait(seconds, put_back=self.put_nowait)
+        except TimeoutError:
+            raise Empty from None
 
 
 class FairPool(AsyncAdaptedQueuePool):

@@ -1,7 +1,5 @@
 """A few connections to the database for statements that only read, prepared and planned once."""
 
-import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
@@ -11,6 +9,7 @@ import asyncpg
 from sqlalchemy import Select, make_url
 
 from config.settings import Settings
+from config.turns import Turns
 
 CONNECTIONS = 8
 # Seconds that connecting, waiting for a connection, or a statement may take.
@@ -39,7 +38,7 @@ class Readers:
         self._free: list[asyncpg.Connection] = []
         self._lent = 0
         # Who waits is given a connection, or None: the right to make one.
-        self._waiting: deque[asyncio.Future[asyncpg.Connection | None]] = deque()
+        self._turns: Turns[asyncpg.Connection | None] = Turns()
 
     async def fetch(
         self, statement: Select[*tuple[Any, ...]], values: Mapping[str, Any]
@@ -65,23 +64,12 @@ class Readers:
         if self._lent < CONNECTIONS:
             self._lent += 1
             return None
-        turn: asyncio.Future[asyncpg.Connection | None] = asyncio.Future()
-        self._waiting.append(turn)
-        try:
-            async with asyncio.timeout(PATIENCE):
-                return await turn
-        except BaseException:
-            if turn.done() and not turn.cancelled():
-                self._give_back(turn.result())
-            raise
+        return await self._turns.wait(PATIENCE, put_back=self._give_back)
 
     def _give_back(self, connection: asyncpg.Connection | None) -> None:
         usable = None if connection is None or connection.is_closed() else connection
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(usable)
-                return
+        if self._turns.hand(usable):
+            return
         self._lent -= 1
         if usable is not None:
             self._free.append(usable)

@@ -1,6 +1,7 @@
 """What all tables share: how constraints are named, ids, and times in UTC."""
 
 from datetime import datetime
+from enum import StrEnum
 from hashlib import sha256
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema, to_json
-from sqlalchemy import BigInteger, DateTime, Identity, MetaData, func
+from sqlalchemy import BigInteger, DateTime, Enum, Identity, MetaData, func
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 MAX_ID = 2**63 - 1
@@ -41,6 +42,18 @@ class Base(DeclarativeBase):
     __mapper_args__ = {  # noqa: RUF012
         "eager_defaults": True
     }
+
+
+def one_of(kinds: type[StrEnum], name: str) -> Enum:
+    """The type of a column that holds one of these as text, which a constraint checks."""
+    return Enum(
+        kinds,
+        name=name,
+        native_enum=False,
+        create_constraint=True,
+        length=16,
+        values_callable=lambda them: [it.value for it in them],
+    )
 
 
 class Identified:

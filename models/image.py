@@ -5,10 +5,10 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
-from sqlalchemy import CheckConstraint, Enum, ForeignKey, Index, String, false
+from sqlalchemy import CheckConstraint, ForeignKey, Index, String, false
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import NOW, Base, Identified, Integer, Shape, Versioned, storable
+from models.base import NOW, Base, Identified, Integer, Shape, Versioned, one_of, storable
 
 
 class ImageState(StrEnum):
@@ -46,16 +46,7 @@ class Image(Identified, Base):
 
     # Sorted by bytes, as S3 lists its objects, so that both can be read side by side.
     key: Mapped[str] = mapped_column(String(collation="C"), unique=True)
-    state: Mapped[ImageState] = mapped_column(
-        Enum(
-            ImageState,
-            name="state",
-            native_enum=False,
-            create_constraint=True,
-            length=16,
-            values_callable=lambda states: [state.value for state in states],
-        )
-    )
+    state: Mapped[ImageState] = mapped_column(one_of(ImageState, "state"))
     owner_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     # Of a pending image: that its object is there, and not on its way.
     stored: Mapped[bool] = mapped_column(server_default=false(), default=False)

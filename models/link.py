@@ -5,10 +5,10 @@ from enum import StrEnum
 from typing import Annotated
 
 from pydantic import BeforeValidator, EmailStr, Field, StringConstraints
-from sqlalchemy import Enum, ForeignKey, Index
+from sqlalchemy import ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, Identified, Shape
+from models.base import Base, Identified, Shape, one_of
 from models.user import Password, bare_address
 
 
@@ -22,22 +22,12 @@ class LinkKind(StrEnum):
         return timedelta(minutes=30) if self is LinkKind.RESET else timedelta(days=1)
 
 
-LINK_KIND = Enum(
-    LinkKind,
-    name="kind",
-    native_enum=False,
-    create_constraint=True,
-    length=16,
-    values_callable=lambda kinds: [kind.value for kind in kinds],
-)
-
-
 class Link(Identified, Base):
     __tablename__ = "links"
     __table_args__ = (Index(None, "user_id", "kind"),)
 
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
-    kind: Mapped[LinkKind] = mapped_column(LINK_KIND)
+    kind: Mapped[LinkKind] = mapped_column(one_of(LinkKind, "kind"))
     # SHA-256 of the token, which nobody but the mail's reader has. A token is random all through,
     # so that a slow hash would protect nothing more.
     token_hash: Mapped[bytes] = mapped_column(unique=True)

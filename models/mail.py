@@ -3,10 +3,10 @@
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import Enum, UniqueConstraint
+from sqlalchemy import UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import NOW, Base, Identified
+from models.base import NOW, Base, Identified, one_of
 from models.link import LinkKind
 
 
@@ -30,16 +30,7 @@ class Mail(Identified, Base):
     __table_args__ = (UniqueConstraint("email_key", "kind"),)
 
     email_key: Mapped[str]
-    kind: Mapped[MailKind] = mapped_column(
-        Enum(
-            MailKind,
-            name="kind",
-            native_enum=False,
-            create_constraint=True,
-            length=16,
-            values_callable=lambda kinds: [kind.value for kind in kinds],
-        )
-    )
+    kind: Mapped[MailKind] = mapped_column(one_of(MailKind, "kind"))
     attempts: Mapped[int] = mapped_column(server_default="0", default=0)
     create_dt: Mapped[datetime] = mapped_column(server_default=NOW)
     due_dt: Mapped[datetime] = mapped_column(server_default=NOW, index=True)

@@ -32,6 +32,7 @@ from services.readers import Reader
 from services.store import ImageStore
 
 Shows = Select[*tuple[Any, ...]]
+Shown = tuple[dict[str, Any], Sequence[int]]  # A feed, and those of the readers who like it.
 # Which of these readers like a feed.
 _LIKED_BY = func.array(
     select(FeedLike.user_id)
@@ -176,10 +177,11 @@ def _feed(reader: Reader, row: Row[*tuple[Any, ...]]) -> FeedRead:
     )
 
 
-def as_json(row: Sequence[Any], *, show_emails: bool) -> dict[str, Any]:
-    """The same out of `SHOWN`, as orjson takes it: to somebody who is not signed in."""
+def as_json(row: Sequence[Any], *, show_emails: bool) -> Shown:
+    """The same as orjson takes it, to somebody not signed in; and who of the readers like it,
+    where it is a row of `SHOWN_TO_READERS`."""
     urls, images = shown_with_feed(row[6])
-    return {
+    feed = {
         "id": row[0],
         "title": row[1],
         "content": row[2],
@@ -194,3 +196,4 @@ def as_json(row: Sequence[Any], *, show_emails: bool) -> dict[str, Any]:
         "create_dt": row[9],
         "update_dt": row[10],
     }
+    return feed, row[11] if len(row) > 11 else ()

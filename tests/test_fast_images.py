@@ -72,13 +72,14 @@ HEADERS = [
     *((("if-none-match", it),) for it in (TAG, f"W/{TAG}", '"x"', "*", f'"x", {TAG}', "x")),
     (("if-none-match", TAG), ("range", "bytes=0-1")),
     (("authorization", "good"),),
+    *((("origin", it),) for it in ("https://page.example.com", "https://evil.example", "")),
+    (("origin", "https://page.example.com"), ("if-none-match", TAG)),
     (("if-none-match", '"x"'), ("range", "bytes=0-1"), ("x-request-id", "mine")),
     (("accept-encoding", "gzip"), ("if-range", '"x"'), ("cookie", "a=b"), ("accept", "text/html")),
 ]
 # What the lane leaves alone.
 UNUSUAL = [
     *((("authorization", it),) for it in ("ended", "forged", "expired", "Basic", "")),
-    (("origin", "https://page.example.com"),),
     (("range", "bytes=0-1"), ("range", "bytes=2-3")),
     (("content-type", "image/png"),),
 ]

@@ -259,8 +259,8 @@ async def test_where_all_are_at_work_one_more_is_a_503(live_app, live_server, mo
     url = f"http://127.0.0.1:{live_server}"
     async with httpx.AsyncClient(base_url=url) as client, asyncio.TaskGroup() as group:
         for _ in range(3):
-            elsewhere = {"Origin": "https://page.example.com"}  # By the plain way, then.
-            group.create_task(client.get("/api/feed/read/1", headers=elsewhere))
+            plainly = {"Content-Type": "text/plain"}  # Not by the fast lane.
+            group.create_task(client.get("/api/feed/read/1", headers=plainly))
         for _ in range(3):
             await inside.acquire()
         refused = await answer(live_server)
