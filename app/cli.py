@@ -59,6 +59,21 @@ def migrate() -> None:
     _run(_migrate)
 
 
+@app.command()
+def doctor(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A line of JSON for each thing that was looked at.")
+    ] = False,
+) -> None:
+    """Look at all that the service stands on, and say what to do; also while it runs.
+
+    Exit code 0: it can run, whatever could be better. 1: something has to be mended first.
+    """
+    from app.doctor import Doctor
+
+    _run(Doctor(as_json=as_json).run)
+
+
 @users.command("create")
 def create_user(
     email: Annotated[str, typer.Option(prompt=True, help="E-mail address; what one logs in with.")],

@@ -213,7 +213,7 @@ class Settings(BaseSettings):
     )
     fast_reads: bool = Field(
         True,
-        description="Whether a feed and a page of all feeds are read the fast way. It changes "
+        description="Whether feeds, pages of all feeds and images are read the fast way. It changes "
         "nothing but the speed.",
     )
     access_log: bool = Field(True, description="Whether each request is logged, one line each.")

@@ -46,7 +46,7 @@ def config(connection: Connection | None = None) -> "Config":
 
 
 def _upgrade(connection: Connection) -> bool:
-    if _current(connection) == newest():
+    if current(connection) == newest():
         return False
 
     from alembic import command
@@ -61,7 +61,8 @@ def _upgrade(connection: Connection) -> bool:
     return True
 
 
-def _current(connection: Connection) -> str | None:
+def current(connection: Connection) -> str | None:
+    """The revision that a database is at; None: it has none yet."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))

@@ -120,11 +120,11 @@ def open_post(settings: Settings) -> Post:
     )
 
 
-def _smtp(settings: Settings) -> Callable[[EmailMessage], Awaitable[None]]:
+def smtp_client(settings: Settings) -> aiosmtplib.SMTP:
+    """A client of the server that the settings name; it connects, and logs in, when it is told."""
     url = urlsplit(settings.smtp_url.get_secret_value() if settings.smtp_url else "")
     secure = url.scheme == "smtps"
-    client_of = partial(
-        aiosmtplib.SMTP,
+    return aiosmtplib.SMTP(
         hostname=url.hostname,
         port=url.port or (465 if secure else 587),
         username=unquote(url.username) if url.username else None,
@@ -137,8 +137,10 @@ def _smtp(settings: Settings) -> Callable[[EmailMessage], Awaitable[None]]:
         timeout=STEP_PATIENCE,
     )
 
+
+def _smtp(settings: Settings) -> Callable[[EmailMessage], Awaitable[None]]:
     async def deliver(message: EmailMessage) -> None:
-        client = client_of()
+        client = smtp_client(settings)
         try:
             await client.connect()
             await client.send_message(message)
