@@ -1,29 +1,22 @@
 """The `feedboard` command."""
 
 import asyncio
-import gc
-import os
-import resource
 import signal
-import socket
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import typer
-import uvicorn
 import uvloop
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from sqlalchemy.exc import DBAPIError, OperationalError
-from uvicorn.supervisors import Multiprocess
 
 from app import logs
 from app.embedded import DataDirInUse
 from app.images_cli import images
 from app.parts import open_parts
-from app.protocol import OPTIONS, BoundedHead
 from app.servers import EmbeddedFailed
 from config.db import open_engine, session_factory
 from config.settings import Settings, SettingsError
@@ -50,7 +43,9 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Processes that serve (WORKERS).")] = None,
 ) -> None:
     """Run the service until Ctrl-C or SIGTERM; apply migrations first."""
-    _run(_serve, host=host, port=port, workers=workers)
+    from app.serving import serve
+
+    _run(serve, host=host, port=port, workers=workers)
 
 
 @app.command()
@@ -144,117 +139,6 @@ async def _until_signalled(work: Awaitable[None]) -> None:
 def _fail(sentence: str) -> None:
     err.print(f"[red]error:[/] {escape(sentence)}")
     raise typer.Exit(1)
-
-
-async def _serve(settings: Settings) -> None:
-    # Until all is loaded, of which nothing is garbage: looking for some takes a tenth of the start.
-    gc.disable()
-    from app.main import create_app, prepare, settle
-
-    # Before anything else is started; it listens at once, so that no other process can have it.
-    listening = _listen(settings)
-    async with open_parts(settings) as complete:
-        await prepare(complete)
-        options = OPTIONS | {"loop": "uvloop"}
-        BoundedHead.max_connections = settings.max_connections
-        _allow_files(settings.max_connections)
-
-        def ready() -> None:
-            _say_where(settings, complete)
-
-        if settings.workers == 1:
-            config = uvicorn.Config(create_app(complete), **options)
-            settle()
-            await _Server(config, ready).serve(sockets=[listening])
-        else:
-            os.environ.update(_environment(complete))
-            config = uvicorn.Config(
-                "app.main:from_environment", factory=True, workers=settings.workers, **options
-            )
-            # Blocks the loop on purpose: nothing else runs in this process until it ends.
-            _Workers(config, [listening], ready).run()
-
-
-class _Server(uvicorn.Server):
-    """Says when it is ready."""
-
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started and not self.should_exit:
-            self._ready()
-
-
-class _Workers(Multiprocess):
-    """Says when all its processes are ready."""
-
-    def __init__(
-        self, config: uvicorn.Config, sockets: list[socket.socket], ready: Callable[[], None]
-    ) -> None:
-        super().__init__(config, sockets)
-        self._ready = ready
-
-    def init_processes(self) -> None:
-        super().init_processes()
-        if all(process.wait_until_ready(60, self.should_exit) for process in self.processes):
-            self._ready()
-
-
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((settings.host, settings.port))
-        listening.listen(2048)
-    except OSError as error:
-        listening.close()
-        raise SettingsError(
-            f"PORT: {settings.host}:{settings.port} cannot be listened on "
-            f"({error.strerror or error}); stop what uses it, or set another PORT."
-        ) from error
-    listening.set_inheritable(True)
-    return listening
-
-
-def _allow_files(connections: int) -> None:
-    """Raise the soft limit of open files, often 1024, to what the connections may need."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Besides those of clients: of the store, of the database, uploads on disk.
-    wanted = 2 * connections + 1024
-    if soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    """The settings as a worker process reads them."""
-    values = {}
-    for name, value in settings:
-        if value is not None:
-            secret = value.get_secret_value() if isinstance(value, SecretStr) else value
-            values[name.upper()] = str(secret)
-    return values
-
-
-def _say_where(settings: Settings, complete: Settings) -> None:
-    kept = [
-        part
-        for part, is_embedded in (
-            ("PostgreSQL", settings.embeds_database),
-            ("SeaweedFS (S3)", settings.embeds_store),
-        )
-        if is_embedded
-    ]
-    out.print(f"[bold]Feedboard is ready[/] at {complete.base_url}")
-    out.print(f"  Swagger UI  {complete.base_url}/docs")
-    if kept:
-        out.print(f"  Embedded    {' and '.join(kept)}")
-        out.print(f"  Data        {settings.data_dir.absolute()}")
-    out.print("  Ctrl-C stops it.")
 
 
 async def _migrate(settings: Settings) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -89,6 +90,7 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.settings = settings
+    app.state.draining = False
     problems.install(app)
     limits = None if settings.rates is None else rate_limits.Limits(settings.rates)
     _add_middleware(app, settings, limits)
@@ -138,8 +140,19 @@ def from_environment() -> FastAPI:
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     app = create_app(settings)
+    # By the parent, which alone is told to stop.
+    signal.signal(DRAIN, lambda *_: drain(app))
     settle()
     return app
+
+
+def drain(app: FastAPI) -> None:
+    """Have proxies turn elsewhere, while everybody who still comes is served as before."""
+    app.state.draining = BoundedHead.draining = True
+
+
+# What a worker drains at.
+DRAIN = signal.SIGUSR1
 
 
 def settle() -> None:

@@ -38,6 +38,8 @@ class BoundedHead(HttpToolsProtocol):
     """
 
     max_connections = 2000
+    # Of the process, which is being stopped: no connection outlives its answer.
+    draining = False
     _running: RequestResponseCycle | None = None
     _in_head = True
     _head = 0
@@ -75,6 +77,8 @@ class BoundedHead(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
         super().on_headers_complete()
+        if self.draining:
+            self.cycle.keep_alive = False
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -211,10 +211,18 @@ class Settings(BaseSettings):
         description="Seconds that a request may keep the service busy before it answers; the time "
         "that a client takes to send a body is not counted.",
     )
+    drain_seconds: int = Field(
+        0,
+        ge=0,
+        le=300,
+        description="Seconds for which the service goes on serving after it was told to stop, "
+        "while `/readyz` says 503 and each answer closes its connection, so that a proxy turns to "
+        "others.",
+    )
     fast_reads: bool = Field(
         True,
-        description="Whether feeds, pages of all feeds and images are read the fast way. It changes "
-        "nothing but the speed.",
+        description="Whether feeds, pages of all feeds and images are read the fast way. It "
+        "changes nothing but the speed.",
     )
     access_log: bool = Field(True, description="Whether each request is logged, one line each.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

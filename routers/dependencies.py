@@ -59,6 +59,7 @@ Attempts = Annotated[LoginAttempts, _kept("attempts")]
 # The client itself, also where it comes by proxies, if TRUSTED_PROXIES names them.
 ClientAddress = Annotated[str, Depends(_client_address)]
 EndedSessions = Annotated[Revocations, _kept("revocations")]
+Draining = Annotated[bool, _kept("draining")]
 Erasing = Annotated[Eraser, _kept("eraser")]
 Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 

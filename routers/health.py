@@ -5,7 +5,7 @@ from typing import Literal
 from fastapi import APIRouter
 
 from models.base import Shape
-from routers.dependencies import STRICT, Db, Images
+from routers.dependencies import STRICT, Db, Draining, Images
 from routers.problems import refuses
 from services import health
 from services.errors import ContentTooLarge, InvalidInput, NotReady
@@ -28,8 +28,13 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", summary="Can it serve?", responses=refuses(NotReady))
-async def readyz(db: Db, images: Images) -> Health:
-    """The database answers `SELECT 1` and the bucket can be reached; else 503 says what failed."""
+async def readyz(db: Db, images: Images, draining: Draining) -> Health:
+    """The database answers `SELECT 1` and the bucket can be reached; else 503 says what failed.
+
+    So it does while the service is being stopped, and still serves (`DRAIN_SECONDS`).
+    """
+    if draining:
+        raise NotReady("The service is being stopped.")
     failing = await health.failing(db, images)
     if failing:
         raise NotReady("; ".join(f"{part}: {error}" for part, error in failing.items()))
