@@ -60,6 +60,13 @@ Examination = AsyncGenerator[Found]
 async def configuration(settings: Settings) -> Examination:
     named = [name for name in sorted(settings.model_fields_set) if getattr(settings, name)]
     yield Found("settings", Level.OK, f"{len(named)} are set: {', '.join(map(str.upper, named))}")
+    if settings.secret_key is None:
+        yield Found(
+            "settings",
+            Level.FAILED,
+            "SECRET_KEY is missing, which signs all tokens",
+            'Make one: python -c "import secrets; print(secrets.token_urlsafe(48))"',
+        )
     if settings.base_url.startswith("http:") and settings.public_url is not None:
         yield Found(
             "settings",
@@ -131,12 +138,14 @@ def _schema(current: str | None) -> Found:
     if current is not None and current > newest:
         do = "Run the newer Feedboard, or restore a backup of before."
         return Found("schema", Level.FAILED, f"revision {current}, newer than {newest}", do)
-    do = "It is brought up to date by the next start, or by `feedboard migrate`."
-    return Found("schema", Level.WARNING, f"revision {current}, older than {newest}", do)
+    found = f"revision {current}, older than {newest}" if current else "there is none yet"
+    do = "The next start brings it up to date, or `feedboard migrate` does."
+    return Found("schema", Level.WARNING, found, do)
 
 
 def _connections(settings: Settings, facts: Any) -> Found:
-    each = settings.database_pool_size + readers.CONNECTIONS + _LISTENING
+    fast = readers.CONNECTIONS if settings.fast_reads else 0
+    each = settings.database_pool_size + fast + _LISTENING
     wanted = settings.workers * each + _COMMAND
     found = f"{wanted} may be wanted ({settings.workers} x {each} + {_COMMAND})"
     found = f"{found}, {facts.connections} are there"
@@ -214,10 +223,10 @@ async def _trying(what: str, doing: Callable[[], Awaitable[Any]]) -> _Tried:
         async with asyncio.timeout(SECONDS):
             answer = await doing()
     except (*S3Error, StorageUnavailable, aiohttp.ClientError) as error:
-        status = (
-            error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else ""
+        said = error.response.get("Error", {}) if isinstance(error, ClientError) else {}
+        do = _DO.get(
+            said.get("Code", ""), "See that S3_ENDPOINT_URL and S3_UPLOAD_URL can be reached."
         )
-        do = _DO.get(status or "", "See that S3_ENDPOINT_URL and S3_UPLOAD_URL can be reached.")
         return _Tried(Found("bucket", Level.FAILED, f"cannot {what}: {error}", do))
     took = (time.perf_counter() - started) * 1000
     return _Tried(Found("bucket", Level.OK, f"can {what}, in {took:.0f} ms"), answer)
@@ -249,9 +258,8 @@ async def mail(settings: Settings) -> Examination:
         async with asyncio.timeout(SECONDS), client:
             await client.noop()
     except MailError as error:
-        yield Found(
-            "mail", Level.FAILED, f"the server does not take us: {error}", "Check SMTP_URL."
-        )
+        found = f"the server does not take us: {error}"
+        yield Found("mail", Level.FAILED, found, "Check SMTP_URL.")
         return
     yield Found("mail", Level.OK, f"{client.hostname}:{client.port} takes us")
 

@@ -1,11 +1,13 @@
 """Logs: structlog for everything, the libraries' own lines included, on standard error."""
 
+import json
 import logging
 import re
 import sys
 from io import StringIO
 from typing import Any, TextIO
 
+import orjson
 import structlog
 
 from config.settings import Settings
@@ -37,6 +39,13 @@ def _traceback(sio: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
     )
 
 
+def _json(entry: structlog.typing.EventDict, **how: Any) -> bytes:
+    try:
+        return orjson.dumps(entry, **how)
+    except TypeError:  # It holds half a surrogate pair, or a number of more than 64 bits.
+        return json.dumps(entry, **how).encode()
+
+
 def configure(settings: Settings) -> None:
     """Send all log lines one way: readable on a terminal, JSON elsewhere."""
     as_json = settings.log_format == "json" or (
@@ -47,9 +56,19 @@ def configure(settings: Settings) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    # Past Python's logging, which takes three quarters of the time of a line.
+    straight: list[structlog.typing.Processor] = [
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(serializer=_json),
+    ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        processors=[
+            *shared,
+            *(straight if as_json else [structlog.stdlib.ProcessorFormatter.wrap_for_formatter]),
+        ],
+        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer)
+        if as_json
+        else structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[settings.log_level.upper()]
         ),

@@ -70,7 +70,7 @@ class _Stopping:
 
 
 class _Server(uvicorn.Server):
-    """Says when it is ready, and drains before it stops; a second signal stops it at once."""
+    """Says when it is ready, and drains before it stops; a second Ctrl-C stops it at once."""
 
     def __init__(
         self, config: uvicorn.Config, ready: Callable[[], None], stopping: _Stopping

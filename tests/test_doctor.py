@@ -121,8 +121,10 @@ async def test_settings_that_could_be_better_are_said(settings):
         it for check in (checks.configuration, checks.mail) for it in await found_by(check, bad)
     ]
     found += await found_by(checks.redis, away)
+    keyless = await found_by(checks.configuration, settings.replace(secret_key=None))
 
     assert [it.level for it in found] == [OK, WARNING, WARNING, WARNING, WARNING]
+    assert [it.level for it in keyless] == [OK, FAILED]
     assert_says_what_to_do(found)
 
 

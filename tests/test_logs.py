@@ -65,11 +65,14 @@ def test_lines_are_json_where_nobody_looks_and_libraries_lines_too(configured, c
     try:
         configured(make_settings(log_format="json"))
         structlog.get_logger().info("ours", answer=42)
+        structlog.get_logger().info("odd", half="\ud800", large=2**70, thing=object)
         logging.getLogger("a.library").warning("theirs")
     finally:
         root.handlers[:], root.level = handlers, level
 
-    ours, theirs = (json.loads(line) for line in capfd.readouterr().err.splitlines())
+    ours, odd, theirs = (json.loads(line) for line in capfd.readouterr().err.splitlines())
     assert (ours["event"], ours["answer"], ours["level"]) == ("ours", 42, "info")
+    assert (odd["half"], odd["large"]) == ("\ud800", 2**70)
+    assert "object" in odd["thing"]
     assert (theirs["event"], theirs["level"]) == ("theirs", "warning")
     assert ours["timestamp"].endswith("Z")
