@@ -40,10 +40,12 @@ def _traceback(sio: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
 
 
 def _json(entry: structlog.typing.EventDict, **how: Any) -> bytes:
+    """In ASCII, so that no character ends a line or turns its direction."""
     try:
-        return orjson.dumps(entry, **how)
+        line = orjson.dumps(entry, **how)
     except TypeError:  # It holds half a surrogate pair, or a number of more than 64 bits.
-        return json.dumps(entry, **how).encode()
+        line = b"\xff"
+    return line if line.isascii() else json.dumps(entry, **how).encode()
 
 
 def configure(settings: Settings) -> None:
