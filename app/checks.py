@@ -58,7 +58,8 @@ Examination = AsyncGenerator[Found]
 
 
 async def configuration(settings: Settings) -> Examination:
-    named = [name for name in sorted(settings.model_fields_set) if getattr(settings, name)]
+    known = Settings.model_fields.items()
+    named = [name for name, field in known if getattr(settings, name) != field.default]
     yield Found("settings", Level.OK, f"{len(named)} are set: {', '.join(map(str.upper, named))}")
     if settings.secret_key is None:
         yield Found(
