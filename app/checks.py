@@ -36,6 +36,7 @@ NOTABLE, REFUSED = timedelta(seconds=5), timedelta(minutes=15)
 # Besides those of the pool and the readers, each process listens on one, and a command takes one.
 _LISTENING, _COMMAND = 1, 1
 SECONDS = 10
+_NTP = "Let both hosts take their time from NTP."
 
 
 class Level(StrEnum):
@@ -158,7 +159,7 @@ def _connections(settings: Settings, facts: Any) -> Found:
 
 def _clock(whose: str, ahead: timedelta) -> Found:
     found = f"{abs(ahead.total_seconds()):.1f} s {'behind' if ahead > timedelta() else 'ahead of'}"
-    apart, do = abs(ahead), "Let both hosts take their time from NTP."
+    apart, do = abs(ahead), _NTP
     if apart > REFUSED:
         return Found("clock", Level.FAILED, f"{found} {whose}; signatures are refused", do)
     if apart > NOTABLE:
@@ -236,14 +237,14 @@ async def _trying(what: str, doing: Callable[[], Awaitable[Any]]) -> _Tried:
 # By the code of the store's error (S3 API, "Error responses").
 _KEYS = "Check S3_ACCESS_KEY and S3_SECRET_KEY."
 _RIGHTS = "Allow them s3:PutObject, s3:GetObject and s3:DeleteObject on the bucket's objects, and"
+_MISSING = "The next start makes the bucket, or on AWS you do; or mend S3_BUCKET."
+_REFUSED = f"{_KEYS} {_RIGHTS} s3:ListBucket on the bucket."
 _DO = {
-    "404": "The next start makes the bucket, or on AWS you do; or mend S3_BUCKET.",
-    "NoSuchBucket": "The next start makes the bucket, or on AWS you do; or mend S3_BUCKET.",
-    "403": f"{_KEYS} {_RIGHTS} s3:ListBucket on the bucket.",
-    "AccessDenied": f"{_KEYS} {_RIGHTS} s3:ListBucket on the bucket.",
-    "InvalidAccessKeyId": _KEYS,
-    "SignatureDoesNotMatch": _KEYS,
-    "RequestTimeTooSkewed": "Let both hosts take their time from NTP.",
+    # Where the answer has no body, the code is its status.
+    **dict.fromkeys(("404", "NoSuchBucket"), _MISSING),
+    **dict.fromkeys(("403", "AccessDenied"), _REFUSED),
+    **dict.fromkeys(("InvalidAccessKeyId", "SignatureDoesNotMatch"), _KEYS),
+    "RequestTimeTooSkewed": _NTP,
 }
 
 

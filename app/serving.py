@@ -61,8 +61,8 @@ class _Stopping:
     drain: Callable[[], None]
     since: float | None = None
 
-    def is_over(self) -> bool:
-        """Whether it has been seen for long enough; begins at the first call."""
+    def go_on(self) -> bool:
+        """Begin, if it has not begun; whether it has been seen for long enough."""
         if self.since is None:
             self.since = time.monotonic()
             self.drain()
@@ -86,7 +86,7 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         told = await super().on_tick(counter)
-        return told and (self._stopping.is_over() or self.force_exit)
+        return told and (self._stopping.go_on() or self.force_exit)
 
 
 class _Workers(Multiprocess):
@@ -109,7 +109,7 @@ class _Workers(Multiprocess):
             self._ready()
 
     def terminate_all(self) -> None:
-        while not (self._stopping.is_over() or self.signal_queue):
+        while not (self._stopping.go_on() or self.signal_queue):
             time.sleep(0.1)
         super().terminate_all()
 

@@ -169,6 +169,7 @@ def install_service() -> Path:
         pip += ["--no-build-isolation"]
         for what in (
             *(["--require-hashes", "--requirement", file] for file in wanted),
+            # For its version; which clone's code runs, PYTHONPATH says.
             ["--no-deps", "--editable", _ROOT],
         ):
             subprocess.run([*pip, *what], check=True)  # noqa: S603

@@ -7,7 +7,6 @@ from typing import Annotated, Self
 from fastapi import APIRouter, Form, Header, Path, Request, Response
 from pydantic import Field, model_validator
 from sqlalchemy import Row
-from starlette.types import Message as Message_
 from starlette.types import Receive, Scope, Send
 
 from models.base import Message, Shape
@@ -121,16 +120,6 @@ async def respond(
         return Response(headers=headers)
     image = await images.read(name, range_ if range_ and _is_one_range(range_) else None)
     return _ImageResponse(image, image.headers | headers)
-
-
-def patiently(send: Send) -> Send:
-    """Send to a client that has `SEND_PATIENCE` for each message; then TimeoutError ends it."""
-
-    async def patient(message: Message_) -> None:
-        async with asyncio.timeout(SEND_PATIENCE):
-            await send(message)
-
-    return patient
 
 
 class _ImageResponse(Response):

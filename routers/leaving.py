@@ -1,5 +1,6 @@
 """Taking everything of mine along, and leaving, over HTTP."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -7,6 +8,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Send
 
 from models.leaving import Leave, Receipt
+from routers import images as image_routes
 from routers.dependencies import (
     STRICT,
     Attempts,
@@ -19,7 +21,6 @@ from routers.dependencies import (
     Images,
     PasswordHasher,
 )
-from routers.images import patiently
 from routers.problems import refuses
 from services import leaving
 from services.archive import Write
@@ -70,10 +71,11 @@ class _Download(StreamingResponse):
 
     async def stream_response(self, send: Send) -> None:
         """Called by Starlette, which breaks it off when the client goes away."""
-        patient = patiently(send)
 
         async def write(data: bytes) -> None:
-            await patient({"type": "http.response.body", "body": data, "more_body": True})
+            # Making it takes its time; only the client's is bounded.
+            async with asyncio.timeout(image_routes.SEND_PATIENCE):
+                await send({"type": "http.response.body", "body": data, "more_body": True})
 
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
