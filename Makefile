@@ -90,7 +90,7 @@ requirements: | $(VENV)/bin/python
 	$(COMPILE) --upgrade requirements/build.in -o requirements/build.txt
 	$(COMPILE) --upgrade pyproject.toml --extra local --group dev -o requirements/dev.txt
 	$(COMPILE) pyproject.toml --extra local -c requirements/dev.txt -o requirements/local.txt
-	$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/service.txt
+	$(COMPILE) pyproject.toml --extra backup -c requirements/dev.txt -o requirements/service.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -76,6 +76,14 @@ class Settings(BaseSettings):
         description="The store as clients reach it, for direct uploads, where `S3_ENDPOINT_URL` is "
         "an inner address.",
     )
+    other_s3_endpoint_url: HttpUrl | None = Field(
+        None,
+        description="The store of `s3://…` that commands are given (backup, restore, import, "
+        "export, move), if it is not the board's own.",
+    )
+    other_s3_access_key: Text | None = Field(None, description="Access key id of that store.")
+    other_s3_secret_key: SecretStr | None = Field(None, description="Secret of that key.")
+    other_s3_region: Text | None = Field(None, description="Its region. Unset: `S3_REGION`.")
     public_url: HttpUrl | None = Field(
         None,
         validate_default=False,
@@ -317,6 +325,8 @@ class Settings(BaseSettings):
         if (self.s3_access_key is None) != (self.s3_secret_key is None):
             missing = "S3_ACCESS_KEY" if self.s3_access_key is None else "S3_SECRET_KEY"
             raise SettingsError(f"{missing} is missing: the two S3 keys are given together.")
+        if (self.other_s3_access_key is None) != (self.other_s3_secret_key is None):
+            raise SettingsError("OTHER_S3_ACCESS_KEY and OTHER_S3_SECRET_KEY are given together.")
         if self.smtp_url and not self.mail_from:
             raise SettingsError("MAIL_FROM is missing: with SMTP_URL it says who mails are from.")
         if self.embeds_store and (self.s3_endpoint_url or self.s3_access_key):
