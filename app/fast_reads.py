@@ -36,10 +36,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import headers, rate_limits
+from app import headers, rate_limits, telemetry
 from app.hosts import KnownHosts
 from app.problems import answer as problem
-from app.request_log import Sent, identify, write_down
+from app.request_log import Ended, Sent, identify
 from config.readers import Readers
 from config.settings import Settings
 from models.base import version
@@ -156,11 +156,15 @@ class FastReads:
     """Pure ASGI: answers what it understands; all else goes on. `state` is the application's."""
 
     def __init__(
-        self, app: ASGIApp, state: State, settings: Settings, limits: rate_limits.Limits | None
+        self,
+        app: ASGIApp,
+        state: State,
+        settings: Settings,
+        limits: rate_limits.Limits | None,
+        ended: Ended | None,
     ) -> None:
-        self.app, self._state, self._limits = app, state, limits
+        self.app, self._state, self._limits, self._ended = app, state, limits, ended
         self._list = f"{settings.base_url}{_LIST}?"
-        self._access_log = settings.access_log
         self._hosts = KnownHosts(app, names=settings.hosts) if settings.hosts else None
         self._cors = CORSMiddleware(app, **headers.of_cors(settings))
         guarding = headers.raw(headers.of_data(settings))
@@ -186,8 +190,7 @@ class FastReads:
             reader_id = self._reader(given.get(b"authorization"))
         except NotAuthenticated:
             return False
-        request_id = identify(given.get(b"x-request-id", ""))
-        scope.setdefault("state", {})["request_id"] = request_id
+        request_id = identify(scope, given.get(b"x-request-id", ""))
         told = [(b"x-request-id", request_id.encode())]
         if self._limits is not None:
             counted = await self._limits.count_read(scope, self._state.counters, reader_id)
@@ -197,8 +200,9 @@ class FastReads:
         answer: Answer | None = await self._state.reads.find(asked.wanted, reader_id)
         if answer is None:
             return False
+        telemetry.name_route(scope, asked.route)
         sent = Sent(send)
-        out: Send = sent if self._access_log else send
+        out: Send = sent if self._ended else send
         if b"origin" in given:
             out = partial(self._cors.send, send=out, request_headers=Headers(scope=scope))
         try:
@@ -208,8 +212,8 @@ class FastReads:
             else:
                 await self._feeds(answer, asked, given, told, out)
         finally:
-            if self._access_log:
-                write_down(sent, "GET", asked.route, started, request_id=request_id)
+            if self._ended:
+                self._ended(scope, sent, asked.route, started, request_id)
         return True
 
     async def _feeds(

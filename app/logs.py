@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import orjson
 import structlog
 
+from app import telemetry
 from config.settings import Settings
 
 # What could end a line, colour or move a terminal's text, or turn its direction.
@@ -57,6 +58,7 @@ def configure(settings: Settings) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *([telemetry.add_ids] if telemetry.wanted() else []),
     ]
     # Past Python's logging, which takes three quarters of the time of a line.
     straight: list[structlog.typing.Processor] = [

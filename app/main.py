@@ -6,20 +6,20 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, cast
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import migrations
-from app import docs, etags, headers, logs, problems, rate_limits
+from app import docs, etags, headers, logs, problems, rate_limits, telemetry
 from app.deadline import Deadline
 from app.fast_reads import FastReads, Reads
 from app.guard import BodyGuard
@@ -27,11 +27,12 @@ from app.hosts import KnownHosts
 from app.pages import add_pages
 from app.protocol import BoundedHead
 from app.proxies import TrustedProxies
-from app.request_log import RequestLog
-from config.db import Sessions, open_connection, open_engine, reading, session_factory
+from app.request_log import Ended, RequestLog, observer
+from config.db import FairPool, Sessions, open_connection, open_engine, reading, session_factory
 from config.readers import open_readers
 from config.s3 import open_s3, require_bucket
 from config.settings import Settings, SettingsError
+from config.turns import Use
 from routers import (
     accounts,
     auth,
@@ -78,11 +79,14 @@ class Feedboard(FastAPI):
 
 def create_app(settings: Settings) -> FastAPI:
     """The whole service as one ASGI application; nothing is opened before its lifespan begins."""
+    if telemetry.wanted():
+        telemetry.instrument()
     app = Feedboard(
         title="Feedboard",
         version=version("feedboard"),
         description="Posts with pictures: write, read, list, change and delete them.",
         lifespan=partial(_lifespan, settings),
+        telemetry=telemetry.CONFIG,
         docs_url=None,
         redoc_url=None,
         openapi_tags=[{"name": name} for name in TAGS],
@@ -93,10 +97,16 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.draining = False
     problems.install(app)
     limits = None if settings.rates is None else rate_limits.Limits(settings.rates)
-    _add_middleware(app, settings, limits)
+    ended = observer(settings)
+    _add_middleware(app, settings, limits, ended)
     app.front = partial(FastAPI.__call__, app)
     if settings.fast_reads:
-        app.front = FastReads(app.front, app.state, settings, limits)
+        lane = partial(FastReads, state=app.state, settings=settings, limits=limits, ended=ended)
+        if telemetry.wanted():
+            # FastAPI's telemetry is around its middleware, and has to be around this, too.
+            app.add_middleware(lane)
+        else:
+            app.front = lane(app.front)
     if settings.proxies:
         app.front = TrustedProxies(app.front, proxies=settings.proxies)
     # Of the routers that write; keeping one's account is left to those who are not verified, too.
@@ -198,6 +208,7 @@ class Capabilities:
     exports: Exports
     eraser: Eraser
     reads: Reads
+    pools: Mapping[str, Callable[[], Use]]
 
 
 def lend(app: FastAPI, able: Capabilities) -> None:
@@ -236,6 +247,11 @@ async def open_capabilities(settings: Settings) -> AsyncGenerator[Capabilities]:
             exports=Exports(),
             eraser=Eraser(sessions, images),
             reads=Reads(readers, base_url=images.url(""), show_emails=settings.show_emails),
+            pools={
+                "all": cast(FairPool, engine.pool).use,
+                "reads": readers.use,
+                "pictures": cleaner.use,
+            },
         )
 
 
@@ -247,18 +263,23 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncGenerator[None]:
         sending = send_forever(able.sessions, open_post(settings))
         following = able.revocations.follow(partial(open_connection, settings))
         erasing = able.eraser.erase_forever()
-        async with (
-            _background(reaping),
-            _background(sending),
-            _background(following),
-            _background(erasing),
-        ):
+        async with AsyncExitStack() as stack:
+            for work in (reaping, sending, following, erasing, *_looking(settings, able)):
+                await stack.enter_async_context(_background(work))
             yield
+
+
+def _looking(settings: Settings, able: Capabilities) -> Iterable[Any]:
+    if settings.metrics_port is not None:
+        from app.metrics import look_forever
+
+        yield look_forever(able.sessions, able.pools)
 
 
 @asynccontextmanager
 async def _background(work: Any) -> AsyncGenerator[None]:
-    task = asyncio.create_task(work, name="background")
+    with telemetry.unobserved():
+        task = asyncio.create_task(work, name="background")
     try:
         yield
     finally:
@@ -271,7 +292,9 @@ async def _background(work: Any) -> AsyncGenerator[None]:
             task.result()
 
 
-def _add_middleware(app: FastAPI, settings: Settings, limits: rate_limits.Limits | None) -> None:
+def _add_middleware(
+    app: FastAPI, settings: Settings, limits: rate_limits.Limits | None, ended: Ended | None
+) -> None:
     # The last one added is the outermost.
     app.add_middleware(BodyGuard)
     app.add_middleware(problems.LastResort)
@@ -283,4 +306,4 @@ def _add_middleware(app: FastAPI, settings: Settings, limits: rate_limits.Limits
         app.add_middleware(KnownHosts, names=settings.hosts)
     app.add_middleware(CORSMiddleware, **headers.of_cors(settings))
     app.add_middleware(headers.SecurityHeaders, settings=settings)
-    app.add_middleware(RequestLog, access_log=settings.access_log)
+    app.add_middleware(RequestLog, ended=ended)

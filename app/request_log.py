@@ -2,11 +2,14 @@
 
 import re
 import time
+from collections.abc import Callable
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
+
+from config.settings import Settings
 
 log = structlog.get_logger()
 _SANE = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -15,16 +18,15 @@ _SANE = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class RequestLog:
     """Pure ASGI: takes or makes `X-Request-ID`, returns it, and logs what came of the request."""
 
-    def __init__(self, app: ASGIApp, *, access_log: bool) -> None:
+    def __init__(self, app: ASGIApp, *, ended: "Ended | None") -> None:
         self.app = app
-        self.access_log = access_log
+        self.ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = identify(Headers(scope=scope).get("x-request-id", ""))
-        scope.setdefault("state", {})["request_id"] = request_id
+        request_id = identify(scope, Headers(scope=scope).get("x-request-id", ""))
         sent = Sent(send)
 
         async def marked(message: Message) -> None:
@@ -37,9 +39,9 @@ class RequestLog:
             try:
                 await self.app(scope, receive, marked)
             finally:
-                if self.access_log:
-                    route = getattr(scope.get("route"), "path_format", None) or scope["path"]
-                    write_down(sent, scope["method"], route, started)
+                if self.ended is not None:
+                    route = getattr(scope.get("route"), "path_format", None)
+                    self.ended(scope, sent, route, started, request_id)
 
 
 class Sent:
@@ -58,15 +60,45 @@ class Sent:
         await self._send(message)
 
 
-def identify(given: str) -> str:
-    """A request's id: the client's, or one of ours."""
+def identify(scope: Scope, given: str) -> str:
+    """A request's id, from now on in its state: the client's, or one of ours."""
     # It goes into logs and headers, so only a plain one is taken over.
-    return given if _SANE.fullmatch(given) else str(uuid7())
+    request_id = given if _SANE.fullmatch(given) else str(uuid7())
+    scope.setdefault("state", {})["request_id"] = request_id
+    return request_id
 
 
-def write_down(sent: Sent, method: str, route: str, started: float, **more: str) -> None:
-    """Log one line of a request that `started` by time.perf_counter(), and what was sent."""
-    ms = round((time.perf_counter() - started) * 1000, 2)
+# What is done with a request that has ended: what was sent, by which route (None: by none), when it
+# started by time.perf_counter(), and its id.
+Ended = Callable[[Scope, Sent, str | None, float, str], None]
+
+
+def observer(settings: Settings) -> Ended | None:
+    """Writes down and counts requests, as the settings want it; None if they want neither."""
+    if settings.metrics_port is None:
+        return write_down if settings.access_log else None
+    from app.metrics import count
+
+    if not settings.access_log:
+        return count
+
+    def both(scope: Scope, sent: Sent, route: str | None, started: float, request_id: str) -> None:
+        count(scope, sent, route, started, request_id)
+        write_down(scope, sent, route, started, request_id)
+
+    return both
+
+
+def write_down(
+    scope: Scope, sent: Sent, route: str | None, started: float, request_id: str
+) -> None:
+    """Log one line."""
     log.info(
-        "request", method=method, route=route, status=sent.status, ms=ms, bytes=sent.bytes, **more
+        "request",
+        method=scope["method"],
+        route=route or scope["path"],
+        status=sent.status,
+        ms=round((time.perf_counter() - started) * 1000, 2),
+        bytes=sent.bytes,
+        request_id=request_id,
     )

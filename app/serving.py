@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from uvicorn.supervisors import Multiprocess
 
+from app.exposition import exposed
 from app.parts import open_parts
 from app.protocol import OPTIONS, BoundedHead
 from config.settings import Settings, SettingsError
@@ -25,32 +26,35 @@ async def serve(settings: Settings) -> None:
     """Serve until told to stop; what is missing is started, and migrations are applied."""
     # Until all is loaded, of which nothing is garbage: looking for some takes a tenth of the start.
     gc.disable()
-    from app.main import create_app, drain, prepare, settle
+    from app.main import prepare
 
     # Before anything else is started; it listens at once, so that no other process can have it.
     listening = _listen(settings)
-    async with open_parts(settings) as complete:
-        await prepare(complete)
-        options = OPTIONS | {"loop": "uvloop"}
-        BoundedHead.max_connections = settings.max_connections
-        _allow_files(settings.max_connections)
+    with exposed(settings):
+        async with open_parts(settings) as complete:
+            await prepare(complete)
+            BoundedHead.max_connections = settings.max_connections
+            _allow_files(settings.max_connections)
+            await _run(complete, listening, partial(_say_where, settings, complete))
 
-        def ready() -> None:
-            _say_where(settings, complete)
 
-        if settings.workers == 1:
-            served = create_app(complete)
-            settle()
-            stopping = _Stopping(settings.drain_seconds, partial(drain, served))
-            server = _Server(uvicorn.Config(served, **options), ready, stopping)
-            await server.serve(sockets=[listening])
-        else:
-            os.environ.update(_environment(complete))
-            config = uvicorn.Config(
-                "app.main:from_environment", factory=True, workers=settings.workers, **options
-            )
-            # Blocks the loop on purpose: nothing else runs in this process until it ends.
-            _Workers(config, [listening], ready, settings.drain_seconds).run()
+async def _run(settings: Settings, listening: socket.socket, ready: Callable[[], None]) -> None:
+    from app.main import create_app, drain, settle
+
+    options = OPTIONS | {"loop": "uvloop"}
+    if settings.workers == 1:
+        served = create_app(settings)
+        settle()
+        stopping = _Stopping(settings.drain_seconds, partial(drain, served))
+        server = _Server(uvicorn.Config(served, **options), ready, stopping)
+        await server.serve(sockets=[listening])
+    else:
+        os.environ.update(_environment(settings))
+        config = uvicorn.Config(
+            "app.main:from_environment", factory=True, workers=settings.workers, **options
+        )
+        # Blocks the loop on purpose: nothing else runs in this process until it ends.
+        _Workers(config, [listening], ready, settings.drain_seconds).run()
 
 
 @dataclass

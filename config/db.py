@@ -22,7 +22,7 @@ from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty, Full
 from starlette.requests import HTTPConnection
 
 from config.settings import Settings
-from config.turns import Turns
+from config.turns import Turns, Use
 
 Sessions = async_sessionmaker[AsyncSession]
 # What a call to the database raises when the database is at fault, or is not there; a connection
@@ -51,6 +51,9 @@ class _FairQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
     def qsize(self) -> int:
         return len(self._free)
 
+    def waiting(self) -> int:
+        return len(self._turns)
+
     def put_nowait(self, item: ConnectionPoolEntry) -> None:
         if self._turns.hand(item):
             return
@@ -78,6 +81,10 @@ class _FairQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
 
 class FairPool(AsyncAdaptedQueuePool):
     _queue_class = _FairQueue
+
+    def use(self) -> Use:
+        queue: Any = self._pool
+        return Use(self.checkedout(), self.checkedin(), queue.waiting(), self.size())
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ import asyncpg
 from sqlalchemy import Select, make_url
 
 from config.settings import Settings
-from config.turns import Turns
+from config.turns import Turns, Use
 
 CONNECTIONS = 8
 # Seconds that connecting, waiting for a connection, or a statement may take.
@@ -73,6 +73,9 @@ class Readers:
         self._lent -= 1
         if usable is not None:
             self._free.append(usable)
+
+    def use(self) -> Use:
+        return Use(self._lent, len(self._free), len(self._turns), CONNECTIONS)
 
     async def close(self) -> None:
         for connection in self._free:

@@ -232,6 +232,10 @@ class Settings(BaseSettings):
         description="Whether feeds, pages of all feeds and images are read the fast way. It "
         "changes nothing but the speed.",
     )
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Port on which Prometheus finds `/metrics`. Unset: none."
+    )
+    metrics_host: Text = Field("127.0.0.1", description="Address to listen on for it.")
     access_log: bool = Field(True, description="Whether each request is logged, one line each.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged."

@@ -3,9 +3,18 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
+
+
+class Use(NamedTuple):
+    """How much of a bounded thing is in use, lies ready, and is waited for; and its bound."""
+
+    used: int
+    idle: int
+    waiting: int
+    limit: int
 
 
 class Turns(Generic[T]):
@@ -17,6 +26,9 @@ class Turns(Generic[T]):
 
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[T]] = deque()
+
+    def __len__(self) -> int:
+        return sum(not turn.done() for turn in self._waiting)
 
     def hand(self, thing: T) -> bool:
         """Give it to who has waited longest; False if nobody waits."""

@@ -24,6 +24,7 @@ from typing import BinaryIO
 
 import pyvips
 
+from config.turns import Use
 from services import pixels
 from services.allocator import Trimmer
 from services.containers import Malformed, gif_parts, jpeg_parts, png_parts, webp_parts, whole
@@ -83,11 +84,18 @@ class Picture:
 class Cleaner:
     """Cleans uploads in threads of its own, never more at once than it has workers."""
 
-    def __init__(self, limits: Limits, threads: ThreadPoolExecutor, widths: Sequence[int]) -> None:
+    def __init__(self, limits: Limits, workers: int, widths: Sequence[int]) -> None:
         self._limits = limits
+        self._workers = workers
         self._widths = widths
-        self._threads = threads
+        self.threads = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
         self._trimmer = Trimmer()
+        self._jobs: set[Future[Picture]] = set()
+
+    def use(self) -> Use:
+        working = sum(job.running() for job in self._jobs)
+        waiting = sum(not job.done() for job in self._jobs) - working
+        return Use(working, self._workers - working, waiting, self._workers)
 
     @asynccontextmanager
     async def cleaned(
@@ -100,13 +108,15 @@ class Cleaner:
         """
         work = [(upload, Stop()) for upload in uploads]
         jobs = [
-            self._threads.submit(clean, *upload, self._limits, self._widths, stop)
+            self.threads.submit(clean, *upload, self._limits, self._widths, stop)
             for upload, stop in work
         ]
+        self._jobs.update(jobs)
         try:
             yield [await asyncio.wrap_future(job) for job in jobs]
         finally:
             for job, (_, stop) in zip(jobs, work, strict=True):
+                self._jobs.discard(job)
                 job.cancel()
                 stop.ask()
                 job.add_done_callback(_close)
@@ -119,11 +129,11 @@ async def open_cleaner(
     limits: Limits, *, workers: int, widths: Sequence[int] = WIDTHS
 ) -> AsyncGenerator[Cleaner]:
     """One cleaner for the process's life; it draws variants of these widths, in pixels."""
-    threads = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
+    cleaner = Cleaner(limits, workers, widths)
     try:
-        yield Cleaner(limits, threads, widths)
+        yield cleaner
     finally:
-        await asyncio.to_thread(threads.shutdown, cancel_futures=True)
+        await asyncio.to_thread(cleaner.threads.shutdown, cancel_futures=True)
 
 
 def clean(

@@ -1,13 +1,15 @@
 """The reaper: collects what no feed shows, in every process, each row by one of them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from math import inf
 from time import monotonic
 
 import structlog
-from sqlalchemy import select, update
+from sqlalchemy import Select, column, func, literal, select, table, update
+from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from config.db import DatabaseError, Sessions
@@ -25,6 +27,7 @@ REAP_EVERY = 15.0
 REAP_AT_LEAST_EVERY = 240.0
 # Seconds between looks at what was deleted too long ago to be restored.
 PURGE_EVERY = 300.0
+_CLASSES = table("pg_class")
 
 
 async def claim(db: AsyncSession, *, batch: int = 100) -> Sequence[str]:
@@ -66,6 +69,33 @@ async def reap(db: AsyncSession, store: ImageStore) -> tuple[int, int]:
     keys = await claim(db)
     gone = await discard(db, store, keys)
     return gone, len(keys) - gone
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Rows of the ledger by state, and since when (seconds) the oldest is due to be deleted."""
+
+    rows: Mapping[str, int]
+    seconds: float
+
+
+async def backlog(db: AsyncSession) -> Backlog:
+    """Count what is on its way; what is shown is PostgreSQL's estimate, as counting takes long."""
+    waiting = Image.state != ImageState.ATTACHED
+    counted = select(Image.state, func.count()).where(waiting).group_by(Image.state)
+    due = select(func.extract("epoch", NOW - func.min(Image.reap_dt))).where(
+        waiting, Image.reap_dt <= NOW
+    )
+    name = literal(Image.__tablename__).cast(REGCLASS)
+    estimate: Select[tuple[float]] = (
+        select(column("reltuples")).select_from(_CLASSES).where(column("oid") == name)
+    )
+    async with db.begin():
+        rows = {state.value: 0 for state in ImageState}
+        rows |= {state.value: number for state, number in await db.execute(counted)}
+        # -1 until it is first analyzed.
+        rows["attached"] = max(0, int(await db.scalar(estimate) or 0) - sum(rows.values()))
+        return Backlog(rows, float(await db.scalar(due) or 0))
 
 
 async def reap_forever(sessions: Sessions, store: ImageStore, *, restorable: timedelta) -> None:
