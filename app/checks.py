@@ -20,10 +20,10 @@ from sqlalchemy.exc import DBAPIError
 
 import migrations
 from config import readers
-from config.db import open_engine
+from config.db import open_engine, require_bounds
 from config.redis import open_redis
 from config.s3 import S3Error, open_s3
-from config.settings import Settings
+from config.settings import Settings, SettingsError
 from services.errors import StorageUnavailable
 from services.mail import MailError, smtp_client
 from services.pictures import Limits, open_cleaner
@@ -95,11 +95,16 @@ async def versions(_: Settings) -> Examination:
 
 async def database(settings: Settings) -> Examination:
     try:
-        async with open_engine(settings, patience=SECONDS) as engine, engine.connect() as db:
-            asked = datetime.now(UTC)
-            facts = (await db.execute(_FACTS)).one()
-            between = asked + (datetime.now(UTC) - asked) / 2
-            current = await db.run_sync(migrations.current)
+        async with open_engine(settings, patience=SECONDS) as engine:
+            await require_bounds(engine, patience=SECONDS)
+            async with engine.connect() as db:
+                asked = datetime.now(UTC)
+                facts = (await db.execute(_FACTS)).one()
+                between = asked + (datetime.now(UTC) - asked) / 2
+                current = await db.run_sync(migrations.current)
+    except SettingsError as error:
+        yield Found("database", Level.FAILED, "it does not keep what it is told", str(error))
+        return
     except (DBAPIError, OSError) as error:
         why = getattr(error, "orig", None) or error
         do = "See that it runs, and that DATABASE_URL names its host, user, password and name."
@@ -150,6 +155,8 @@ def _connections(settings: Settings, facts: Any) -> Found:
     each = settings.database_pool_size + fast + _LISTENING
     wanted = settings.workers * each + _COMMAND
     found = f"{wanted} may be wanted ({settings.workers} x {each} + {_COMMAND})"
+    if settings.database_pooler:
+        return Found("connections", Level.OK, f"{found} of the pooler: see its max_client_conn")
     found = f"{found}, {facts.connections} are there"
     if wanted <= facts.connections:
         return Found("connections", Level.OK, found)

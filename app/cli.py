@@ -18,7 +18,7 @@ from app.embedded import DataDirInUse
 from app.images_cli import images
 from app.parts import open_parts
 from app.servers import EmbeddedFailed
-from config.db import open_engine, session_factory
+from config.db import open_engine, require_bounds, session_factory
 from config.settings import Settings, SettingsError
 
 app = typer.Typer(
@@ -146,8 +146,9 @@ async def _migrate(settings: Settings) -> None:
 
     async with (
         open_parts(settings, share=True) as complete,
-        open_engine(complete, patience=None) as engine,
+        open_engine(complete.direct, patience=None) as engine,
     ):
+        await require_bounds(engine, patience=None)
         changed = await migrations.upgrade(engine)
     out.print("The schema is up to date now." if changed else "The schema was up to date.")
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from app import checks
+from app import checks, pooler
 from app.checks import Found, Level
 from app.parts import open_parts
 from config.settings import Settings
@@ -28,7 +28,7 @@ class Doctor:
     async def run(self, settings: Settings) -> None:
         """Look at everything, also where something is amiss; raises what `open_parts` does."""
         async with open_parts(settings, share=True) as complete:
-            for examine in checks.ALL:
+            for examine in (*checks.ALL, pooler.examine):
                 async with aclosing(examine(complete)) as found:
                     async for it in found:
                         self._say(it)

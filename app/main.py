@@ -28,7 +28,15 @@ from app.pages import add_pages
 from app.protocol import BoundedHead
 from app.proxies import TrustedProxies
 from app.request_log import Ended, RequestLog, observer
-from config.db import FairPool, Sessions, open_connection, open_engine, reading, session_factory
+from config.db import (
+    FairPool,
+    Sessions,
+    open_connection,
+    open_engine,
+    reading,
+    require_bounds,
+    session_factory,
+)
 from config.readers import open_readers
 from config.s3 import open_s3, require_bucket
 from config.settings import Settings, SettingsError
@@ -187,7 +195,8 @@ async def prepare(settings: Settings) -> None:
 
     Raises SettingsError, naming what is wrong, and OperationalError without a database.
     """
-    async with open_engine(settings, patience=None) as engine, open_s3(settings) as s3:
+    async with open_engine(settings.direct, patience=None) as engine, open_s3(settings) as s3:
+        await require_bounds(engine, patience=None)
         await migrations.upgrade(engine)
         await require_bucket(s3, settings)
 
@@ -261,7 +270,9 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncGenerator[None]:
         lend(app, able)
         reaping = reap_forever(able.sessions, able.images, restorable=settings.restorable)
         sending = send_forever(able.sessions, open_post(settings))
-        following = able.revocations.follow(partial(open_connection, settings))
+        following = able.revocations.follow(
+            partial(open_connection, settings.direct), hears=not settings.direct.database_pooler
+        )
         erasing = able.eraser.erase_forever()
         async with AsyncExitStack() as stack:
             for work in (reaping, sending, following, erasing, *_looking(settings, able)):

@@ -4,9 +4,10 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import Connection, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 from sqlalchemy.exc import DisconnectionError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
@@ -21,7 +22,7 @@ from sqlalchemy.util.concurrency import await_only
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty, Full
 from starlette.requests import HTTPConnection
 
-from config.settings import Settings
+from config.settings import Settings, SettingsError
 from config.turns import Turns, Use
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -32,6 +33,10 @@ DatabaseError = (SQLAlchemyError, OSError)
 
 # Seconds for which a connection may lie in the pool and is lent again unasked.
 UNASKED = 1.0
+# The one bound that is never "no end", so that it can be seen to arrive; in milliseconds.
+_IDLE = "idle_in_transaction_session_timeout"
+_A_DAY = 86_400_000
+_FOUND = text("SELECT setting FROM pg_settings WHERE name = :name").bindparams(name=_IDLE)
 
 
 class _FairQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
@@ -108,9 +113,11 @@ async def open_engine(
         connect_args={
             "timeout": 5,
             "command_timeout": patience,
-            "server_settings": {"application_name": "feedboard"} | _bounds(patience),
+            **_session(settings, patience),
         },
     )
+    if settings.database_pooler:
+        event.listen(engine.sync_engine, "begin", partial(_bound, _bounds(patience)))
     event.listen(engine.sync_engine, "do_connect", _connect)
     event.listen(engine.sync_engine, "checkin", _note)
     event.listen(engine.sync_engine, "checkout", _require_alive)
@@ -127,17 +134,60 @@ async def open_connection(settings: Settings) -> AsyncGenerator[AsyncConnection]
         yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
+def _session(settings: Settings, patience: float | None) -> dict[str, Any]:
+    """What PostgreSQL is told of us when we connect, and what it keeps for us."""
+    own = {"application_name": "feedboard"}
+    if not settings.database_pooler:
+        return {"server_settings": own | _bounds(patience)}
+    # The next statement may meet another server: nothing that was prepared is there, and what is
+    # told when connecting is not passed on.
+    return {
+        "server_settings": own,
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+        "prepared_statement_name_func": lambda: "",
+    }
+
+
+def _bound(bounds: dict[str, str], connection: Connection) -> None:
+    """Bound a transaction behind a pooler; elsewhere it is the connection that is bounded.
+
+    A statement that commits itself is bounded by us alone: we cancel it.
+    """
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        each = (f"set_config('{name}', '{value}', true)" for name, value in bounds.items())
+        connection.exec_driver_sql(f"SELECT {', '.join(each)}")
+
+
 def _bounds(patience: float | None) -> dict[str, str]:
     """How long the database itself bears with us, in milliseconds; it ends what we forgot to."""
-    if patience is None:
-        return {}
+    # 0 is no end, also where the role has one of its own.
+    milliseconds = 0 if patience is None else patience * 1000
     return {
         # Before we give up on the statement ourselves, which costs the connection.
-        "statement_timeout": str(int(patience * 1000 * 0.9)),
-        "lock_timeout": str(int(patience * 1000 / 3)),
+        "statement_timeout": str(int(milliseconds * 0.9)),
+        "lock_timeout": str(int(milliseconds / 3)),
         # Nothing but statements is awaited inside a transaction.
-        "idle_in_transaction_session_timeout": str(int(patience * 1000)),
+        _IDLE: str(int(milliseconds or _A_DAY)),
     }
+
+
+async def require_bounds(engine: AsyncEngine, *, patience: float | None) -> None:
+    """Raise SettingsError where an engine of this patience does not get through what bounds it.
+
+    Poolers refuse it when we connect, or drop it; and the same ones lose what we prepare.
+    """
+    found = None
+    try:
+        async with engine.connect() as connection:
+            found = await connection.scalar(_FOUND)
+    except OperationalError as error:
+        if "unsupported startup parameter" not in str(error.orig):
+            raise
+    if found != _bounds(patience)[_IDLE]:
+        raise SettingsError(
+            "DATABASE_URL leads to a pooler such as PgBouncer: set DATABASE_POOLER=true."
+        )
 
 
 def _connect(

@@ -94,8 +94,13 @@ async def open_readers(settings: Settings) -> AsyncGenerator[Readers]:
     """Connects when something is to be read; a connection that died is replaced."""
     url = make_url(settings.database_url or "")
     _, connecting = url.get_dialect()().create_connect_args(url)
-    times = {"timeout": PATIENCE, "command_timeout": PATIENCE}
-    readers = Readers(partial(asyncpg.connect, **connecting, **times, server_settings=_SETTINGS))
+    session: dict[str, Any] = {"timeout": PATIENCE, "command_timeout": PATIENCE}
+    if settings.database_pooler:
+        # Named like all others, as a pooler would rename its connection each time.
+        session |= {"statement_cache_size": 0, "server_settings": {"application_name": "feedboard"}}
+    else:
+        session["server_settings"] = _SETTINGS
+    readers = Readers(partial(asyncpg.connect, **connecting, **session))
     try:
         yield readers
     finally:

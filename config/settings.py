@@ -49,6 +49,16 @@ class Settings(BaseSettings):
     database_pool_size: int = Field(
         10, ge=1, le=1000, description="Connections to the database that a process keeps, at most."
     )
+    database_pooler: bool = Field(
+        False,
+        description="Whether `DATABASE_URL` leads to a pooler of transactions, such as PgBouncer "
+        "([scaling.md](scaling.md#pgbouncer)).",
+    )
+    database_direct_url: DatabaseUrl | None = Field(
+        None,
+        description="Behind a pooler: PostgreSQL itself, for migrations and for hearing at once of "
+        "sessions that end elsewhere. Unset: both go through the pooler, and it takes a second.",
+    )
     s3_bucket: Text | None = Field(
         None, description="Where images are kept. Unset: an embedded store under `DATA_DIR`."
     )
@@ -295,6 +305,13 @@ class Settings(BaseSettings):
         return self.max_images * self.max_image_bytes + MIB
 
     @property
+    def direct(self) -> Self:
+        """These settings, past the pooler where there is a way."""
+        if self.database_direct_url is None:
+            return self
+        return self.replace(database_url=self.database_direct_url, database_pooler=False)
+
+    @property
     def embeds_database(self) -> bool:
         return self.database_url is None
 
@@ -326,6 +343,12 @@ class Settings(BaseSettings):
                 "SECRET_KEY is missing: with an external database (DATABASE_URL) it must be given, "
                 "at least 32 characters (try: openssl rand -hex 32)."
             )
+        if self.database_direct_url and not self.database_pooler:
+            raise SettingsError(
+                "DATABASE_DIRECT_URL is the way past a pooler: set DATABASE_POOLER=true with it."
+            )
+        if self.embeds_database and self.database_pooler:
+            raise SettingsError("DATABASE_URL is missing: DATABASE_POOLER says what it leads to.")
         if (self.s3_access_key is None) != (self.s3_secret_key is None):
             missing = "S3_ACCESS_KEY" if self.s3_access_key is None else "S3_SECRET_KEY"
             raise SettingsError(f"{missing} is missing: the two S3 keys are given together.")

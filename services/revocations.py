@@ -7,7 +7,7 @@ it asks every second, on a connection of its own. What it knows counts for a few
 asked. After that, as when the connection is gone, each read asks the database instead.
 
 Why it asks although it is notified: a connection that hangs looks like one on which nothing
-happens, and a pooler in transaction mode (PgBouncer) passes no notification on.
+happens, and a pooler of transactions (PgBouncer) passes no notification on.
 """
 
 import asyncio
@@ -87,13 +87,16 @@ class Revocations:
         if not live:
             raise NotAuthenticated(ENDED)
 
-    async def follow(self, connecting: Connecting) -> None:
-        """Keep this current, for the process's life; `connecting` opens a connection for it."""
+    async def follow(self, connecting: Connecting, *, hears: bool = True) -> None:
+        """Keep this current, for the process's life; `connecting` opens a connection for it.
+
+        Where nothing can be heard on it, as behind a pooler, it only asks.
+        """
         pause = RETRY
         while True:
             try:
                 async with connecting() as connection:
-                    await self._listen(connection)
+                    await self._begin(connection, hears=hears)
                     pause = RETRY
                     while True:
                         await asyncio.sleep(ASK_EVERY)
@@ -112,15 +115,17 @@ class Revocations:
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_AT_LEAST_EVERY)
 
-    async def _listen(self, connection: AsyncConnection) -> None:
+    async def _begin(self, connection: AsyncConnection, *, hears: bool) -> None:
         driver = (await connection.get_raw_connection()).driver_connection
         if not isinstance(driver, asyncpg.Connection):
             raise TypeError("notifications are asyncpg's")
         driver.add_termination_listener(self._doubt)
-        await driver.add_listener(CHANNEL, self._hear)
+        if hears:
+            await driver.add_listener(CHANNEL, self._hear)
         # After it listens: what has ended before is found, what ends from now on is heard.
         await self._ask(connection)
-        await self._try()
+        if hears:
+            await self._try()
 
     async def _ask(self, connection: AsyncConnection) -> None:
         now = monotonic()
@@ -143,8 +148,8 @@ class Revocations:
         except TimeoutError:
             log.warning(
                 "notifications do not arrive, so sessions that are ended by another process end "
-                "here a second later; let DATABASE_URL lead to PostgreSQL itself, or to a pooler "
-                "in session mode"
+                "here a second later; let DATABASE_URL, or DATABASE_DIRECT_URL, lead to PostgreSQL "
+                "itself and to the same database"
             )
 
     def _hear(self, connection: object, pid: int, channel: str, payload: object) -> None:

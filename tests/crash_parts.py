@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import random
 import signal
 import socket
@@ -209,6 +210,13 @@ class Service(Board):
         lines = self.log.read_text(errors="replace").splitlines()
         lines, self._read = lines[self._read :], len(lines)
         return [line for line in lines if any(fault in line for fault in OWN_FAULTS)]
+
+    def complaints(self) -> list[str]:
+        """All that it has logged to be looked into; libvips speaks of images that are damaged."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        told = [json.loads(line) for line in lines if line.startswith("{")]
+        quiet = [it for it in told if it["level"] == "info" or "VIPS" in it["event"]]
+        return [str(it) for it in told if it not in quiet]
 
     def last_words(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-10:])

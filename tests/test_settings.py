@@ -61,6 +61,12 @@ FAULTS = {
     "DATABASE_URL": [
         {"DATABASE_URL": "mysql://u@h/n"},
         {"DATABASE_URL": "nonsense"},
+        {"DATABASE_POOLER": "true"},
+    ],
+    "DATABASE_POOLER": [{"DATABASE_POOLER": "perhaps"}],
+    "DATABASE_DIRECT_URL": [
+        {"DATABASE_DIRECT_URL": "nonsense"},
+        {"DATABASE_DIRECT_URL": "postgresql://u@h/n"},
     ],
     "SECRET_KEY": [{"SECRET_KEY": "short"}, {"DATABASE_URL": "postgresql://u@h/n"}],
     "FORMER_SECRET_KEYS": [
@@ -168,6 +174,6 @@ def test_every_setting_is_described_and_documented():
 
 def test_no_secret_has_a_default():
     secrets = {"secret_key", "former_secret_keys", "s3_secret_key", "s3_access_key"}
-    secrets |= {"smtp_url", "database_url"}
+    secrets |= {"smtp_url", "database_url", "database_direct_url"}
 
     assert all(Settings.model_fields[name].default is None for name in secrets)

@@ -1,19 +1,36 @@
-"""Likes and follows at the same moment through two real processes on one database.
+"""Two real processes on one database and one bucket, as two hosts are.
 
-Beside `test_like_races.py`, where two services share a process: nothing but the database is shared
-here, and all is asked over HTTP.
+What is asked of both at the same moment, over HTTP; and what both do by themselves. Beside
+`test_like_races.py` and others, where two services share a process: here nothing else is shared.
 """
 
 import asyncio
 import random
 from collections import Counter
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 
 import httpx
 import pytest
+from sqlalchemy import insert, text
 
-from tests.conftest import SECRET, bearer, own_folder, user_maker
+from app.main import create_app, lend, open_capabilities, prepare
+from config.s3 import open_s3
+from models.image import Image
+from services import leaving
+from tests.conftest import (
+    SECRET,
+    bearer,
+    client_of,
+    make_settings,
+    own_folder,
+    user_maker,
+)
 from tests.crash_parts import Service
+from tests.mail import mail_server
+from tests.test_idempotency import key
+from tests.test_idempotency_races import until
+from tests.test_leaving import call, leave, miscounted, post, settle
 
 PEOPLE, TURNS = 6, 16
 WISHES = {"PUT": True, "DELETE": False}
@@ -173,3 +190,102 @@ async def test_no_toggle_is_lost_between_two_processes(board):
         assert Counter(turns) == {was: 6, not was: 7}
 
     assert {thing[1:] for thing in await board.so() ^ before} == set(board.things(user))
+
+
+async def test_ten_twins_through_two_processes_are_one_write(board):
+    user, before = board.people[0], board.answered.total()
+    for _ in range(3):
+        said = {"json": board._words(board.feeds[0]), "headers": bearer(user) | key()}
+        twins = [board.clients[n % 2].post("/api/comment/create", **said) for n in range(10)]
+        answers = await asyncio.gather(*twins)
+
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({answer.content for answer in answers}) == 1
+    shown = await board.ask(1, user, "GET", f"/api/feed/read/{board.feeds[0]}")
+    assert shown["comment_count"] == 4
+    assert board.answered.total() == before + 1
+
+
+@asynccontextmanager
+async def working(settings):
+    """A service that is asked in here, and does nothing by itself."""
+    await prepare(settings)
+    app = create_app(settings)
+    async with open_capabilities(settings) as able, client_of(app) as client:
+        lend(app, able)
+        yield able, client
+
+
+async def make_due(able, client, s3, bucket, monkeypatch):
+    """Have mails to send, objects to collect and an account to erase; gives the objects' keys, all
+    people, and who of them has left."""
+    monkeypatch.setattr(leaving, "PATIENCE", 0)
+    sign_up = user_maker(client)
+    people = [await sign_up() for _ in range(12)]
+    ada, leaver = people[:2]
+    await settle(client, leaver, ada)
+    for _ in range(20):
+        kept = await post(client, ada)
+        await call(client, leaver, "PUT", f"/api/like/feed/{kept['id']}")
+    assert (await leave(client, leaver)).json()["complete"] is False
+    left = [f"images/left-over-{n}.png" for n in range(250)]
+    await asyncio.gather(*(s3.put_object(Bucket=bucket, Key=it, Body=b"x") for it in left))
+    async with able.sessions() as db, db.begin():
+        of_ada = {"owner_id": ada["id"], "state": "condemned", "content_type": "image/png"}
+        of_ada |= {"bytes": 1, "width": 1, "height": 1, "reap_dt": datetime.now(UTC)}
+        await db.execute(insert(Image), [{"key": it, **of_ada} for it in left])
+    return left, people, leaver
+
+
+async def test_what_two_processes_do_by_themselves_is_done_once(
+    make_database, seaweedfs, monkeypatch
+):
+    """Reaper, eraser and postman of both are held up, and let go at the same moment."""
+    bucket = "two-processes"
+    own = {"database_url": await make_database(), "s3_bucket": bucket}
+    settings = make_settings(**own, **seaweedfs)
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(mail_server())
+        able, client = await stack.enter_async_context(working(settings))
+        s3 = await stack.enter_async_context(open_s3(settings))
+        # Each deletion leaves a marker.
+        versions = {"VersioningConfiguration": {"Status": "Enabled"}}
+        await s3.put_bucket_versioning(Bucket=bucket, **versions)
+        left, people, leaver = await make_due(able, client, s3, bucket, monkeypatch)
+        given = own | seaweedfs | {"secret_key": SECRET, "mail_from": "board@example.com"}
+        given |= {"smtp_url": f"smtp://127.0.0.1:{server.port}"}
+        environment = {name.upper(): str(value) for name, value in given.items()}
+        services = []
+        for _ in range(2):
+            services.append(Service(stack.enter_context(own_folder()), **environment))
+            stack.callback(services[-1].close)
+        async with able.sessions() as db, db.begin():
+            await db.execute(text("LOCK TABLE images, mails IN EXCLUSIVE MODE"))
+            await asyncio.gather(*(service.start() for service in services))
+            await until(lambda: waiting(able, 6))
+        await until(lambda: all_is_done(able))
+
+        markers = (await s3.list_object_versions(Bucket=bucket))["DeleteMarkers"]
+        deletions = Counter(marker["Key"] for marker in markers)
+        assert set(deletions) >= set(left)
+        assert set(deletions.values()) == {1}
+        here = [it["email"] for it in people if it is not leaver]
+        assert sorted(server.recipients) == sorted(here)
+        assert await miscounted(able.sessions) == []
+        assert [service.complaints() for service in services] == [[], []]
+
+
+async def waiting(able, number):
+    """Whether so many statements wait for a lock."""
+    asked = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    async with able.reading() as db, db.begin():
+        return await db.scalar(text(asked)) >= number
+
+
+async def all_is_done(able):
+    left = """
+        SELECT (SELECT count(*) FROM images WHERE state <> 'attached')
+        + (SELECT count(*) FROM mails WHERE done_dt IS NULL)
+        + (SELECT count(*) FROM users WHERE leaving_dt IS NOT NULL)"""
+    async with able.reading() as db, db.begin():
+        return await db.scalar(text(left)) == 0
