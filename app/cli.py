@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from app import logs
+from app import backup_cli, logs
 from app.embedded import DataDirInUse
 from app.images_cli import images
 from app.parts import open_parts
@@ -31,6 +31,7 @@ app = typer.Typer(
 users = typer.Typer(help="Accounts.", no_args_is_help=True)
 app.add_typer(users, name="user")
 app.add_typer(images, name="images")
+backup_cli.add_to(app)
 # What is said goes to standard output; log lines and errors go to standard error.
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

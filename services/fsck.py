@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from config.s3 import S3Error
 from models.base import NOW
 from models.image import Image, ImageState
+from services import holds
 from services.bucket import Bucket, Listed, Object
 from services.ledger import SETTLED, discard
 from services.store import ImageStore
@@ -285,5 +286,5 @@ async def _retype(db: AsyncSession, images: ImageStore, bucket: Bucket, key: str
     row = (await _rows_of(db, [key])).get(key)
     if row is None or row.state is not ImageState.ATTACHED:
         # The copy may have come after the deletion, and would have undone it.
-        return await images.delete(key)
+        return await holds.is_free(db) and await images.delete(key)
     return True

@@ -4,6 +4,8 @@ A row is written (`pending`) before its object, becomes `attached` in the transa
 (or profile) that shows it, `condemned` in the one that forgets it, and goes only after the object
 is gone. So whatever dies, no feed names an object that is not there, and no object is without a
 row. What clients upload by themselves has a row, too (`incoming`), from before they may.
+
+While a backup is made, what is condemned is left to the reaper, who waits for its end (`holds`).
 """
 
 import asyncio
@@ -36,7 +38,7 @@ from config.db import DatabaseError
 from models.base import NOW
 from models.image import Image, ImageState
 from models.user import User
-from services import quotas
+from services import holds, quotas
 from services.errors import StorageUnavailable
 from services.pictures import Picture
 from services.store import FORM_EXPIRY, INCOMING, LINGER, SHOWN, ImageStore
@@ -68,6 +70,7 @@ _TOO_LONG = "Storing the images took too long; nothing was changed."
 SETTLED = timedelta(minutes=2)
 # Seconds that a request which has failed waits for the database to hear of it.
 ABANDON_PATIENCE = 5.0
+_FREE = holds.FREE.label("free")
 
 
 @asynccontextmanager
@@ -140,7 +143,8 @@ async def announce(
 async def adopt(db: AsyncSession, store: ImageStore, incoming: Image, made: Image) -> str:
     """Let a stored image take the id that was announced for it, in the caller's transaction.
 
-    Its object is then the incoming row's, and what the client uploaded is condemned; gives its key.
+    Its object is then the incoming row's, and what the client uploaded is condemned; gives its key,
+    which may be discarded also while a backup is made: none names what is incoming.
     """
     taken = ("key", "content_type", "bytes", "width", "height", "color", "placeholder")
     image = {column: getattr(made, column) for column in taken}
@@ -225,7 +229,10 @@ async def _attach(
 
 
 async def condemn(db: AsyncSession, rows: Sequence[Image]) -> Sequence[str]:
-    """Take images off what shows them, in the caller's transaction; gives the keys to discard."""
+    """Take images off what shows them, in the caller's transaction; gives the keys to discard.
+
+    There are none while a backup is made.
+    """
     if not rows:
         return []
     # The row of what a client may still upload stays until it cannot any more.
@@ -234,15 +241,16 @@ async def condemn(db: AsyncSession, rows: Sequence[Image]) -> Sequence[str]:
         update(Image)
         .where(_of([row.id for row in rows]))
         .values(state=ImageState.CONDEMNED, feed_id=None, avatar_of=None, reap_dt=due)
-        .returning(Image.key)
+        .returning(Image.key, _FREE)
     )
-    return (await db.scalars(condemned)).all()
+    return [row.key for row in await db.execute(condemned) if row.free]
 
 
 async def expel(db: AsyncSession, image_ids: Sequence[int]) -> Sequence[str]:
     """Condemn images of one who leaves, whatever their state; gives the keys to discard.
 
-    An object that may be on its way still is left to the reaper: `stored` condemns likewise.
+    An object that may be on its way still is left to the reaper (`stored` condemns likewise), and
+    so are all while a backup is made.
     """
     on_its_way = (Image.state == ImageState.PENDING) & ~Image.stored
     due = case(
@@ -255,10 +263,10 @@ async def expel(db: AsyncSession, image_ids: Sequence[int]) -> Sequence[str]:
             state=ImageState.CONDEMNED, feed_id=None, avatar_of=None, alt="", stored=~on_its_way
         )
         .values(reap_dt=due)
-        .returning(Image.key, Image.stored)
+        .returning(Image.key, Image.stored, _FREE)
         .execution_options(synchronize_session=False)
     )
-    return [row.key for row in await db.execute(expelled) if row.stored]
+    return [row.key for row in await db.execute(expelled) if row.stored and row.free]
 
 
 def _of(ids: Sequence[int]) -> ColumnElement[bool]:
@@ -358,13 +366,13 @@ async def _abandon(db: AsyncSession, store: ImageStore, keys: Sequence[str]) -> 
         update(Image)
         .where(Image.key.in_(keys), Image.state == ImageState.PENDING)
         .values(state=ImageState.CONDEMNED, reap_dt=NOW + SETTLED)
-        .returning(Image.key)
+        .returning(Image.key, _FREE)
     )
     # Shielded: a request that is cancelled cleans up as well.
     with anyio.CancelScope(shield=True):
         try:
             async with asyncio.timeout(ABANDON_PATIENCE), db.begin():
-                condemned = (await db.scalars(abandoned)).all()
+                condemned = [row.key for row in await db.execute(abandoned) if row.free]
         except DatabaseError as error:
             log.warning("pending images are left to the reaper", keys=keys, error=str(error))
             return

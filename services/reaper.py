@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from config.db import DatabaseError, Sessions
 from models.base import NOW
 from models.image import Image, ImageState
-from services import comments, feeds, idempotency
+from services import comments, feeds, holds, idempotency
 from services import sessions as signed_in
 from services.ledger import SETTLED, discard
 from services.store import ImageStore
@@ -34,7 +34,8 @@ async def claim(db: AsyncSession, *, batch: int = 100) -> Sequence[str]:
     """Claim a batch of condemned images whose time has come; gives the keys to discard.
 
     A pending one whose time has come is condemned first, and discarded when no PUT of it can still
-    be under way: an object that came after its row was forgotten would stay for ever.
+    be under way: an object that came after its row was forgotten would stay for ever. There are
+    none while a backup is made.
     """
     overdue = (
         update(Image)
@@ -46,7 +47,7 @@ async def claim(db: AsyncSession, *, batch: int = 100) -> Sequence[str]:
     )
     due = (
         select(Image.id)
-        .where(Image.state == ImageState.CONDEMNED, Image.reap_dt <= NOW)
+        .where(Image.state == ImageState.CONDEMNED, Image.reap_dt <= NOW, holds.FREE)
         .order_by(Image.reap_dt)
         .limit(batch)
         .with_for_update(skip_locked=True)

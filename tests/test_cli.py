@@ -316,4 +316,5 @@ def test_a_database_that_is_not_there_is_a_sentence(board, database_server):
 def test_the_help_lists_every_command():
     shown = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
 
-    assert all(command in shown for command in ("serve", "migrate", "user", "demo"))
+    commands = "serve", "migrate", "doctor", "user", "images", "demo", "backup", "restore"
+    assert all(command in shown for command in commands)
