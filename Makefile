@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make requirements"
 
-.PHONY: run install test check lint types audit fuzz crashes walk storm fresh slow bench requirements clean
+.PHONY: run install test check lint types audit fuzz crashes chaos walk storm fresh slow bench requirements clean
 
 run: install
 	@$(BIN)/feedboard serve
@@ -40,6 +40,10 @@ fuzz: $(VENV)/dev.stamp
 # The long form of the proof that nothing is lost: kills the service 200 times, and what it needs.
 crashes: $(VENV)/dev.stamp
 	FEEDBOARD_CRASHES=200 $(BIN)/pytest -s tests/test_crashes.py
+
+# The long form of what goes wrong around the service: each fault for 2 and for 15 seconds.
+chaos: $(VENV)/dev.stamp
+	FEEDBOARD_CHAOS=2,15 $(BIN)/pytest -s tests/test_chaos.py
 
 # The long form of walking a list of 100 000 feeds while others write.
 walk: $(VENV)/dev.stamp

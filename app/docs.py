@@ -22,10 +22,12 @@ from routers.rates import class_of
 from services.errors import (
     EmailNotVerified,
     IdempotencyKeyReused,
+    Overloaded,
     Refusal,
     RequestOutstanding,
     RequestTimeout,
     TookTooLong,
+    TooManyConnections,
     TooManyRequests,
     UnknownHost,
 )
@@ -92,10 +94,10 @@ def _list_problems(app: FastAPI, document: dict[str, Any], settings: Settings) -
     }
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            kinds: list[type[Refusal]] = [TookTooLong]
+            kinds: list[type[Refusal]] = [TookTooLong, TooManyConnections]
             kinds += [RequestTimeout] if "requestBody" in operation else []
             kinds += [UnknownHost] if settings.hosts else []
-            kinds += [TooManyRequests] if class_of(method.upper(), path) else []
+            kinds += [TooManyRequests, Overloaded] if class_of(method.upper(), path) else []
             kinds += [EmailNotVerified] if path in guarded and method not in {"get", "head"} else []
             if any(given["name"] == HEADER for given in operation.get("parameters", ())):
                 kinds += [IdempotencyKeyReused, RequestOutstanding]

@@ -19,6 +19,8 @@ from app.parts import open_parts
 from app.protocol import OPTIONS, BoundedHead
 from config.settings import Settings, SettingsError
 
+# New connections that a turn of the event loop takes, at most.
+DOORS = 32
 out = Console(highlight=False, soft_wrap=True)
 
 
@@ -47,14 +49,14 @@ async def _run(settings: Settings, listening: socket.socket, ready: Callable[[],
         settle()
         stopping = _Stopping(settings.drain_seconds, partial(drain, served))
         server = _Server(uvicorn.Config(served, **options), ready, stopping)
-        await server.serve(sockets=[listening])
+        await server.serve(sockets=_doors(listening))
     else:
         os.environ.update(_environment(settings))
         config = uvicorn.Config(
             "app.main:from_environment", factory=True, workers=settings.workers, **options
         )
         # Blocks the loop on purpose: nothing else runs in this process until it ends.
-        _Workers(config, [listening], ready, settings.drain_seconds).run()
+        _Workers(config, _doors(listening), ready, settings.drain_seconds).run()
 
 
 @dataclass
@@ -138,8 +140,18 @@ def _listen(settings: Settings) -> socket.socket:
             f"PORT: {settings.host}:{settings.port} cannot be listened on "
             f"({error.strerror or error}); stop what uses it, or set another PORT."
         ) from error
-    listening.set_inheritable(True)
     return listening
+
+
+def _doors(listening: socket.socket) -> list[socket.socket]:
+    """The socket several times: the loop (libuv) takes one new connection from each a turn.
+
+    Else, under load, when turns are long, newcomers wait for seconds, health checks among them.
+    """
+    doors = [listening, *(listening.dup() for _ in range(DOORS - 1))]
+    for door in doors:
+        door.set_inheritable(True)
+    return doors
 
 
 def _allow_files(connections: int) -> None:

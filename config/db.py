@@ -7,9 +7,15 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import asyncpg
 from sqlalchemy import Connection, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
-from sqlalchemy.exc import DisconnectionError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DisconnectionError,
+    InvalidatePoolError,
+    OperationalError,
+    SQLAlchemyError,
+)
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -31,8 +37,10 @@ Sessions = async_sessionmaker[AsyncSession]
 DatabaseError = (SQLAlchemyError, OSError)
 
 
-# Seconds for which a connection may lie in the pool and is lent again unasked.
+# Seconds for which a connection may lie in the pool and is lent again unasked, and in which one
+# that is asked has to answer.
 UNASKED = 1.0
+ANSWERS = 3.0
 # The one bound that is never "no end", so that it can be seen to arrive; in milliseconds.
 _IDLE = "idle_in_transaction_session_timeout"
 _A_DAY = 86_400_000
@@ -213,15 +221,19 @@ def _require_alive(
     """See that a connection did not die while it lay in the pool; else it is replaced unseen.
 
     One that was closed is known to be. Of others only those are asked that lay there for a while:
-    asking takes three messages to and fro, as many as a small transaction.
+    asking takes a message to and fro. Where one does not answer, its server may have gone without
+    a word, and nobody asks the others.
     """
-    alive: Any = connection
-    if alive.driver_connection.is_closed():
+    driver: Any = connection.driver_connection
+    if driver.is_closed():
         raise DisconnectionError
     if time.monotonic() - record.info.get("returned", time.monotonic()) > UNASKED:
         try:
-            alive.ping()
-        except alive.dbapi.Error as error:
+            await_only(driver.execute("SELECT 1", timeout=ANSWERS))
+        except TimeoutError as error:
+            driver.terminate()
+            raise InvalidatePoolError from error
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise DisconnectionError from error
 
 

@@ -200,7 +200,13 @@ async def upload_images(
     "/presign",
     summary="Ask for a direct upload",
     responses=refuses(
-        MalformedBody, ImageTooLarge, QuotaExceeded, UnsupportedMediaType, StorageUnavailable
+        MalformedBody,
+        ContentTooLarge,
+        ImageTooLarge,
+        QuotaExceeded,
+        UnsupportedMediaType,
+        StorageUnavailable,
+        DatabaseUnavailable,
     ),
 )
 @keyed

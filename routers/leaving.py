@@ -108,7 +108,13 @@ async def export_mine(db: Db, images: Images, user: CurrentUser, settings: Confi
 @router.delete(
     "",
     summary="Leave",
-    responses=refuses(InvalidCredentials, TooManyAttempts, MalformedBody, UnsupportedMediaType),
+    responses=refuses(
+        NotAuthenticated,
+        InvalidCredentials,
+        TooManyAttempts,
+        MalformedBody,
+        UnsupportedMediaType,
+    ),
 )
 async def leave(
     db: Db,

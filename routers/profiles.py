@@ -53,7 +53,12 @@ async def read_my_profile(
     "/mypage/profile",
     summary="Change my profile",
     responses=refuses(
-        MalformedBody, NicknameTaken, PreconditionFailed, UnsupportedMediaType, StorageUnavailable
+        MalformedBody,
+        NicknameTaken,
+        PreconditionFailed,
+        UnsupportedMediaType,
+        StorageUnavailable,
+        DatabaseUnavailable,
     ),
 )
 @keyed

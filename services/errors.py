@@ -344,6 +344,14 @@ class TooManyConnections(Refusal):
     retry_after = 2
 
 
+class Overloaded(Refusal):
+    """As many such requests are at work as the process takes on at a time."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    default = "More is asked of the service than it can do; nothing was changed. Try again shortly."
+    retry_after = 2
+
+
 class NotReady(Refusal):
     """A part that the service needs does not answer; `detail` says which."""
 

@@ -203,6 +203,11 @@ def _unless_own(client: Client, feed_id: int | None) -> tuple[int, ...]:
     return () if feed_id in (None, *client.feeds) else (GONE,)
 
 
+async def log_in(client: Client) -> None:
+    """Come on one more device."""
+    await client.send(Request("POST", "/api/auth/login", json=client.account))
+
+
 async def read(client: Client) -> None:
     feed_id, post = client.random.choice(list(client.feeds.items()))
     _, answer = await client.send(Request("GET", f"/api/feed/read/{feed_id}"))
@@ -273,6 +278,7 @@ ACTS: dict[Callable[[Client], Awaitable[object]], Callable[[Client], float]] = {
     restore: lambda client: 3 if client.hidden and client.situation.restorable else 0,
     like: lambda client: 4,
     follow: lambda client: 1,
+    log_in: lambda client: 1,
     comment: lambda client: 3,
     upload: lambda client: 3 if len(client.pending) < 5 else 0.5,
     upload_directly: lambda client: 2 if len(client.pending) < 5 else 0.5,

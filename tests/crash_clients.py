@@ -6,11 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
-from tests.conftest import Json, bearer, files
+from tests.conftest import PASSWORD, Json, bearer, files
 from tests.crash_facts import Fact, Facts
 from tests.crash_memory import Change, Outcome, Outcomes, Picture, Post, Seen, Shown, State
 
@@ -26,6 +26,17 @@ SLACK = 5.0  # for a slow machine
 HANG = 120.0  # After which an answer is waited for no longer.
 
 
+class Answered(NamedTuple):
+    """When a request was sent, how long it took, and its answer: no status if it was cut, and the
+    type of its problem if it was refused."""
+
+    request: "Request"
+    sent: float
+    took: float
+    status: int | None = None
+    problem: str | None = None
+
+
 @dataclass
 class Situation:
     """What all clients know: the way to the board, what is the matter with it, what they saw."""
@@ -36,6 +47,7 @@ class Situation:
     counts: Counter[str] = field(default_factory=Counter)
     trouble: set[str] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
+    answers: list[Answered] = field(default_factory=list)
     ending: bool = False
     restorable: bool = True  # what is deleted
     clients: list["Client"] = field(default_factory=list)
@@ -78,6 +90,12 @@ class Request:
         return {"data": self.form, "files": uploads, "json": self.json}
 
 
+def problem_of(answer: httpx.Response) -> str | None:
+    """The type of the problem that an answer is, if it is one."""
+    is_problem = answer.headers.get("content-type") == "application/problem+json"
+    return answer.json()["type"] if is_problem else None
+
+
 class Client:
     """Somebody with an account, who keeps what was promised: `feeds`, those `hidden` that can be
     restored, `pending` images, and `facts`.
@@ -88,6 +106,7 @@ class Client:
     def __init__(self, situation: Situation, account: Json, name: str) -> None:
         self.situation, self.name = situation, name
         self.id, self.headers = account["id"], bearer(account)
+        self.account = {"email": account["email"], "password": PASSWORD}
         self.random = random.Random(f"{situation.seed} {name}")
         self.feeds: dict[int, Post] = {}
         self.hidden: dict[int, Post] = {}
@@ -215,7 +234,7 @@ class Client:
 
         What else comes is a fault, unless what is down explains it.
         """
-        situation, began = self.situation, time.monotonic()
+        situation, began, answer = self.situation, time.monotonic(), None
         situation.counts["requests sent"] += 1
         try:
             answer = await situation.http.request(
@@ -227,6 +246,8 @@ class Client:
             took = situation.slowest("answer", began)
             if took > request.patience(situation.trouble):
                 situation.faults.append(f"{request} took {took:.1f} s")
+            said = () if answer is None else (answer.status_code, problem_of(answer))
+            situation.answers.append(Answered(request, began, took, *said))
         if answer.status_code == 200:
             return True, answer
         if answer.status_code in request.may_be:
@@ -246,9 +267,7 @@ class Client:
         return False if isinstance(error, httpx.ConnectError) else None, None
 
     async def _refused(self, request: Request, answer: httpx.Response) -> bool | None:
-        situation, kind = self.situation, None
-        if answer.headers.get("content-type") == "application/problem+json":
-            kind = answer.json()["type"]
+        situation, kind = self.situation, problem_of(answer)
         explained = answer.status_code == 503 and "retry-after" in answer.headers
         if not explained or kind not in situation.trouble:
             situation.faults.append(f"{request}: {answer.status_code} {answer.text[:300]}")

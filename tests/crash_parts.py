@@ -17,6 +17,7 @@ import httpx
 import psutil
 
 from app import embedded
+from tests.conftest import SECRET
 from tests.test_cli import COMMAND, Board
 from tests.test_embedded import standing_in
 
@@ -104,6 +105,21 @@ def database_in(folder: Path) -> Part:
 
 def store_in(folder: Path) -> Part:
     return Part(embedded.object_store, folder, "seaweedfs", "mini")
+
+
+@asynccontextmanager
+async def own_parts(folder: Path) -> AsyncGenerator[tuple[Part, Part]]:
+    """A database and a store that outlive the service, and can be stopped by themselves."""
+    database, store = database_in(folder), store_in(folder)
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(database.start())
+            group.create_task(store.start())
+        yield database, store
+    finally:
+        for part in (store, database):
+            part.kill(signal.SIGKILL)  # quicker than asking
+            await part.stop()
 
 
 def _stands_still(process: psutil.Process) -> bool:
@@ -220,6 +236,23 @@ class Service(Board):
 
     def last_words(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-10:])
+
+
+def where(database_url: str, store: Part, store_url: str, bucket: str) -> dict[str, str]:
+    """Settings of a service that finds its database and this store at these addresses."""
+    return {
+        "database_url": database_url,
+        "secret_key": SECRET,
+        "s3_bucket": bucket,
+        "s3_endpoint_url": store_url,
+        "s3_access_key": store.found.access_key,
+        "s3_secret_key": store.found.secret_key,
+    }
+
+
+def service_in(folder: Path, external: dict[str, str]) -> Service:
+    """A service with these settings, that works in this folder."""
+    return Service(folder, **{name.upper(): value for name, value in external.items()})
 
 
 def lasting_port() -> int:

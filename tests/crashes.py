@@ -156,6 +156,7 @@ class Scene:
         self.counts["rounds"] += 1
         faults = self.situation.faults + self.service.own_faults()
         self.situation.faults = []
+        self.situation.answers.clear()
         assert not faults, "\n".join(faults[:20])
 
     def report(self, name: str) -> None:

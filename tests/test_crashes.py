@@ -15,9 +15,9 @@ from itertools import pairwise
 
 import pytest
 
-from tests.conftest import SECRET, make_settings, own_folder
+from tests.conftest import make_settings, own_folder
 from tests.crash_clients import CUT, DATABASE_DOWN, STORE_DOWN
-from tests.crash_parts import Service, database_in, store_in
+from tests.crash_parts import Service, own_parts, service_in, where
 from tests.crashes import Scene
 
 LONG = int(os.environ.get("FEEDBOARD_CRASHES", "0"))
@@ -40,31 +40,16 @@ BEYOND_PATIENCE = 65.0  # seconds: longer than the service waits for anything
 async def parts():
     """A database and a store that outlive the service, and can be killed by themselves."""
     with own_folder() as folder:
-        database, store = database_in(folder), store_in(folder)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(database.start())
-                group.create_task(store.start())
-            yield database, store
-        finally:
-            for part in (store, database):
-                part.kill(signal.SIGKILL)  # quicker than asking
-                await part.stop()
+        async with own_parts(folder) as parts:
+            yield parts
 
 
 @pytest.fixture(scope="module")
 async def scene(parts):
     database, store = parts
-    external = {
-        "database_url": database.found,
-        "secret_key": SECRET,
-        "s3_bucket": "crashes",
-        "s3_endpoint_url": store.found.endpoint_url,
-        "s3_access_key": store.found.access_key,
-        "s3_secret_key": store.found.secret_key,
-    }
+    external = where(database.found, store, store.found.endpoint_url, "crashes")
     with own_folder() as folder:
-        service = Service(folder, **{name.upper(): value for name, value in external.items()})
+        service = service_in(folder, external)
         service.serve_with(workers(VICTIMS[0]))
         async with playing(Scene(service, lambda: make_settings(**external), SEED)) as scene:
             yield scene

@@ -7,10 +7,13 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import InvalidRequestError
 
+import config.db
+from config.db import open_engine
 from models.feed import Feed
 from services import showing
 from tests.conftest import bearer, files, user_maker
 from tests.pictures import annotated_png
+from tests.wire import wire_to
 
 PNG = annotated_png()
 # The fast lane does not understand it.
@@ -47,6 +50,38 @@ async def settled(lent):
 async def test_a_query_outside_a_visible_transaction_fails_at_once(db):
     with pytest.raises(InvalidRequestError, match=r"[Aa]utobegin is disabled"):
         await db.execute(text("SELECT 1"))
+
+
+async def ask(engine, seconds=0.0):
+    async with engine.connect() as connection:
+        return await connection.scalar(
+            text("SELECT 1 FROM pg_sleep(:seconds)"), {"seconds": seconds}
+        )
+
+
+async def test_where_the_servers_host_has_gone_without_a_word_another_is_found_in_seconds(
+    live_app, monkeypatch
+):
+    """A statement that is under way waits for 30; what lay in the pool is asked, and replaced."""
+    monkeypatch.setattr(config.db, "UNASKED", 0.0)
+    monkeypatch.setattr(config.db, "ANSWERS", 0.5)
+    settings = live_app.state.settings
+    async with (
+        wire_to(settings.database_url) as (wire, url),
+        open_engine(settings.replace(database_url=url)) as engine,
+    ):
+        await asyncio.gather(*(ask(engine, 0.2) for _ in range(4)))
+        wire.black_hole = True
+        asking = [asyncio.create_task(ask(engine)) for _ in range(2)]
+        async with asyncio.timeout(10):
+            while wire.lost < 2:
+                await asyncio.sleep(0.01)
+        wire.black_hole = False
+
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(*asking, *(ask(engine) for _ in range(4)))
+
+    assert set(answers) == {1}
 
 
 async def test_no_connection_is_out_while_the_store_is_talked_to(live_app, live_client, lent):

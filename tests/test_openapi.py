@@ -39,8 +39,18 @@ from models.session import RefreshGrant, RefreshToken
 from models.user import User
 from routers.dependencies import _current_user, _current_user_id
 from routers.idempotency import HEADER, PATTERN
+from routers.rates import class_of
 from services import links
 from services.cursors import Cursor
+from services.errors import (
+    ContentTooLarge,
+    DatabaseUnavailable,
+    InvalidInput,
+    NotAuthenticated,
+    Overloaded,
+    Refusal,
+    TooManyConnections,
+)
 from tests import pictures
 from tests.conftest import PASSWORD, Json, bearer, files
 from tests.live import served
@@ -489,6 +499,25 @@ def test_every_route_lists_its_problems(app, document):
         for method in route.methods if route.include_in_schema else ():
             listed = document["paths"][route.path_format][method.lower()]["responses"]
             assert {str(status) for status in expected} <= set(listed), (method, route.path)
+
+
+def test_no_route_forgets_what_all_of_its_kind_refuse(app, document):
+    """Of two lists that have a status in common, the router's and the route's, the last counts."""
+    for route in routes(app):
+        needed = needs(route.dependant)
+        expected: set[type[Refusal]] = {ContentTooLarge, InvalidInput, TooManyConnections}
+        expected |= {DatabaseUnavailable} if get_db in needed and route.name != "readyz" else set()
+        expected |= {NotAuthenticated} if {_current_user, _current_user_id} & needed else set()
+        for method in route.methods if route.include_in_schema else ():
+            expected |= {Overloaded} if class_of(method, route.path_format) else set()
+            responses = document["paths"][route.path_format][method.lower()]["responses"]
+            listed = {
+                example["value"]["type"]
+                for response in responses.values()
+                for content in response.get("content", {}).values()
+                for example in content.get("examples", {}).values()
+            }
+            assert {kind.type() for kind in expected} <= listed, (method, route.path_format)
 
 
 def test_every_error_is_a_problem_with_an_example(document):

@@ -151,7 +151,7 @@ def test_every_kind_of_problem_has_been_shown():
     elsewhere |= {"refresh-token-reused", "export-running"}  # test_sessions, test_export
     elsewhere |= {"precondition-failed", "unknown-host"}  # test_conditions, test_hardening
     elsewhere |= {"malformed-request", "request-timeout", "took-too-long"}  # test_slow
-    elsewhere |= {"too-many-connections"}
+    elsewhere |= {"too-many-connections", "overloaded"}  # test_slow, test_shedding
     elsewhere |= {"idempotency-key-reused", "request-outstanding"}  # in test_idempotency and _races
     shown = {kind for *_, kind in PROBLEMS.values()} | faults_of_ours | elsewhere
 
