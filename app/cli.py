@@ -14,6 +14,7 @@ from rich.markup import escape
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app import backup_cli, logs
+from app.board_moves_cli import export, imports
 from app.embedded import DataDirInUse
 from app.images_cli import images
 from app.parts import open_parts
@@ -31,6 +32,8 @@ app = typer.Typer(
 users = typer.Typer(help="Accounts.", no_args_is_help=True)
 app.add_typer(users, name="user")
 app.add_typer(images, name="images")
+app.add_typer(imports, name="import")
+app.command()(export)
 backup_cli.add_to(app)
 # What is said goes to standard output; log lines and errors go to standard error.
 out = Console(highlight=False, soft_wrap=True)

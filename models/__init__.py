@@ -1,6 +1,18 @@
 """What is: the tables, and the shapes that clients send and receive."""
 
-from models import comment, feed, follow, idempotency, image, like, link, mail, session, user
+from models import (
+    comment,
+    feed,
+    follow,
+    idempotency,
+    image,
+    imported,
+    like,
+    link,
+    mail,
+    session,
+    user,
+)
 from models.base import Base
 
 __all__ = [
@@ -9,6 +21,7 @@ __all__ = [
     "follow",
     "idempotency",
     "image",
+    "imported",
     "like",
     "link",
     "mail",

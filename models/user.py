@@ -49,6 +49,12 @@ class User(Identified, Timed, Base):
     __tablename__ = "users"
     __table_args__ = (
         Index("ix_users_leaving_dt", "leaving_dt", postgresql_where=text("leaving_dt IS NOT NULL")),
+        # The costs of hashes that came along from another board, as long as there are any.
+        Index(
+            "ix_users_bcrypt",
+            text("substr(password_hash, 5, 2)"),
+            postgresql_where=text("password_hash LIKE '$2%'"),
+        ),
     )
 
     email: Mapped[str]

@@ -1,6 +1,6 @@
 """Accounts: signing up, logging in, and who a token speaks for."""
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -73,6 +73,7 @@ async def login(
         password, user.password_hash if user else None
     )
     if not matches or user is None:
+        await _even_out(db, passwords, password, user.password_hash if user else None)
         raise InvalidCredentials
     # Locked, and looked at again: a session must not begin by a password that is being changed, and
     # whose change has ended all sessions.
@@ -87,6 +88,16 @@ async def login(
         return await sessions.begin(db, tokens, user, client)
 
 
+async def _even_out(
+    db: AsyncSession, passwords: Passwords, password: str, password_hash: str | None
+) -> None:
+    """Let a wrong log-in tell nobody by its time whether there is such an account."""
+    async with db.begin():
+        cost = await db.scalar(_BCRYPT_COST)
+    if cost:
+        await passwords.even_out(password, password_hash, cost=int(cost))
+
+
 async def authenticate(db: AsyncSession, tokens: Tokens, token: str) -> User:
     """The user whom a token speaks for, if its session goes on; raises NotAuthenticated."""
     access = tokens.read(token)
@@ -97,6 +108,10 @@ async def authenticate(db: AsyncSession, tokens: Tokens, token: str) -> User:
     return user
 
 
+# Written as the index is.
+_BCRYPT_COST = text(
+    "SELECT max(substr(password_hash, 5, 2)) FROM users WHERE password_hash LIKE '$2%'"
+)
 _SIGNED_IN = (
     select(User)
     .join(Session, Session.user_id == User.id)
