@@ -18,9 +18,9 @@ from config.dumps import DumpFailed, Programs, find_programs
 from config.places import board_place, open_place
 from config.s3 import open_s3, require_bucket
 from config.settings import Settings, SettingsError
-from services import restore
-from services.backup import Backup
-from services.copying import Damaged, PlaceError, told
+from services.backups import restore
+from services.backups.backup import Backup
+from services.backups.copying import Damaged, PlaceError, told
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

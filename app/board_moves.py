@@ -20,21 +20,22 @@ from rich.table import Table
 from sqlalchemy import text
 
 import migrations
-from app.main import Capabilities, open_capabilities, prepare
+from app.capabilities import Capabilities, open_capabilities, prepare
 from app.parts import open_parts
 from config.db import open_engine
 from config.places import board_place, open_place
 from config.settings import Settings, SettingsError
 from config.values import DatabaseUrl
 from models.imported import Kind
-from services import board_export, board_import
-from services.ancestor import Ancestor, Unreadable
-from services.arrivals import BrokenRow, Degree, NoImages, Remark, Report, Source
-from services.arriving import Arrival
-from services.arriving_people import AnotherBoard
+from services import board_export
 from services.errors import StorageUnavailable
-from services.folder import Folder, NoExport
-from services.imports import open_book
+from services.importing import board
+from services.importing.ancestor import Ancestor, Unreadable
+from services.importing.arrival import Arrival
+from services.importing.arrivals import BrokenRow, Degree, NoImages, Remark, Report, Source
+from services.importing.book import open_book
+from services.importing.folder import Folder, NoExport
+from services.importing.people import AnotherBoard
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -117,7 +118,7 @@ class MoveIn:
         counts = {kind.value: survey.counts.get(kind, 0) for kind in Kind}
         try:
             with _progress(counts) as advance:
-                await board_import.take(arrival, source, advance)
+                await board.take(arrival, source, advance)
         finally:
             self._summarize()
 

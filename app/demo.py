@@ -8,7 +8,7 @@ import pyvips
 from rich.console import Console
 from rich.progress import track
 
-from app.main import open_capabilities, prepare
+from app.capabilities import open_capabilities, prepare
 from app.parts import open_parts
 from config.settings import Settings
 from services import auth, feeds

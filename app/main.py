@@ -1,27 +1,22 @@
-"""The application: what is opened for its life, what it serves, how it answers errors."""
+"""The application: what it serves, and what stands before that."""
 
-import asyncio
 import gc
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from multiprocessing.process import BaseProcess
-from typing import Any, cast
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-import migrations
 from app import docs, etags, headers, logs, problems, rate_limits, telemetry
+from app.capabilities import lifespan
 from app.deadline import Deadline
-from app.fast_reads import FastReads, Reads
+from app.fast_reads import FastReads
 from app.guard import BodyGuard
 from app.hosts import KnownHosts
 from app.pages import add_pages
@@ -29,19 +24,7 @@ from app.protocol import BoundedHead
 from app.proxies import TrustedProxies
 from app.request_log import Ended, RequestLog, observer
 from app.shedding import around_images, around_work
-from config.db import (
-    FairPool,
-    Sessions,
-    open_connection,
-    open_engine,
-    reading,
-    require_bounds,
-    session_factory,
-)
-from config.readers import open_readers
-from config.s3 import open_s3, require_bucket
-from config.settings import Settings, SettingsError
-from config.turns import Use
+from config.settings import Settings
 from routers import (
     accounts,
     auth,
@@ -58,19 +41,6 @@ from routers import (
 )
 from routers import problems as problem_pages
 from routers.dependencies import verified
-from services.attempts import LoginAttempts
-from services.counters import Counters, open_counters
-from services.export import Exports
-from services.leaving import Eraser
-from services.likes import Likes, open_likes
-from services.mail import open_post
-from services.passwords import Passwords
-from services.pictures import Limits, open_cleaner
-from services.postman import send_forever
-from services.reaper import reap_forever
-from services.revocations import Revocations
-from services.store import ImageStore
-from services.tokens import Tokens
 
 KIB = 1024
 # The order in which the API's pages show them.
@@ -94,7 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="Feedboard",
         version=version("feedboard"),
         description="Posts with pictures: write, read, list, change and delete them.",
-        lifespan=partial(_lifespan, settings),
+        lifespan=partial(lifespan, settings),
         telemetry=telemetry.CONFIG,
         docs_url=None,
         redoc_url=None,
@@ -190,119 +160,6 @@ def _die_with(parent: BaseProcess) -> None:
     # A killed parent cannot stop its workers, which would keep the port from the next start.
     parent.join()
     os._exit(1)
-
-
-async def prepare(settings: Settings) -> None:
-    """Before anything is served: the newest schema, and a bucket to put images in.
-
-    Raises SettingsError, naming what is wrong, and OperationalError without a database.
-    """
-    async with open_engine(settings.direct, patience=None) as engine, open_s3(settings) as s3:
-        await require_bounds(engine, patience=None)
-        await migrations.upgrade(engine)
-        await require_bucket(s3, settings)
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What the services work with; one of each for the process's life."""
-
-    sessions: Sessions
-    reading: Sessions
-    images: ImageStore
-    passwords: Passwords
-    tokens: Tokens
-    revocations: Revocations
-    likes: Likes
-    counters: Counters
-    attempts: LoginAttempts
-    exports: Exports
-    eraser: Eraser
-    reads: Reads
-    pools: Mapping[str, Callable[[], Use]]
-
-
-def lend(app: FastAPI, able: Capabilities) -> None:
-    """Put all capabilities where routes ask for them, by their names."""
-    for each in fields(able):
-        setattr(app.state, each.name, getattr(able, each.name))
-
-
-@asynccontextmanager
-async def open_capabilities(settings: Settings) -> AsyncGenerator[Capabilities]:
-    """Open what the services need; close it in reverse order."""
-    if settings.secret_key is None:
-        raise SettingsError("SECRET_KEY is missing.")
-    limits = Limits(bytes=settings.max_image_bytes, pixels=settings.max_image_pixels)
-    async with (
-        open_engine(settings) as engine,
-        open_readers(settings) as readers,
-        open_s3(settings) as s3,
-        open_cleaner(limits, workers=settings.image_workers, widths=settings.widths) as cleaner,
-        open_counters(settings.redis, "rates") as counters,
-        # Apart, so that no flood of requests pushes failed log-ins out of memory.
-        open_counters(settings.redis, "attempts") as attempts,
-    ):
-        sessions, tokens = session_factory(engine), Tokens(settings)
-        images = ImageStore(s3, cleaner, settings)
-        yield Capabilities(
-            sessions=sessions,
-            reading=reading(engine),
-            images=images,
-            passwords=Passwords(settings.password_workers),
-            tokens=tokens,
-            revocations=Revocations(sessions, tokens.seconds),
-            likes=open_likes(sessions),
-            counters=counters,
-            attempts=LoginAttempts(None if settings.rates is None else attempts),
-            exports=Exports(),
-            eraser=Eraser(sessions, images),
-            reads=Reads(readers, base_url=images.url(""), show_emails=settings.show_emails),
-            pools={
-                "all": cast(FairPool, engine.pool).use,
-                "reads": readers.use,
-                "pictures": cleaner.use,
-            },
-        )
-
-
-@asynccontextmanager
-async def _lifespan(settings: Settings, app: FastAPI) -> AsyncGenerator[None]:
-    async with open_capabilities(settings) as able:
-        lend(app, able)
-        reaping = reap_forever(able.sessions, able.images, restorable=settings.restorable)
-        sending = send_forever(able.sessions, open_post(settings))
-        following = able.revocations.follow(
-            partial(open_connection, settings.direct), hears=not settings.direct.database_pooler
-        )
-        erasing = able.eraser.erase_forever()
-        async with AsyncExitStack() as stack:
-            for work in (reaping, sending, following, erasing, *_looking(settings, able)):
-                await stack.enter_async_context(_background(work))
-            yield
-
-
-def _looking(settings: Settings, able: Capabilities) -> Iterable[Any]:
-    if settings.metrics_port is not None:
-        from app.metrics import look_forever
-
-        yield look_forever(able.sessions, able.pools)
-
-
-@asynccontextmanager
-async def _background(work: Any) -> AsyncGenerator[None]:
-    with telemetry.unobserved():
-        task = asyncio.create_task(work, name="background")
-    try:
-        yield
-    finally:
-        # Again and again: a driver that is cut off at the wrong moment may report a timeout, which
-        # the work takes for the database's and goes on.
-        while not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=1)
-        if not task.cancelled():
-            task.result()
 
 
 def _add_middleware(

@@ -15,7 +15,7 @@ from rich.progress import (
 
 
 class Bar:
-    """A `services.copying.Watch` on the terminal."""
+    """A `services.backups.copying.Watch` on the terminal."""
 
     def __init__(self, progress: Progress, what: str) -> None:
         self._progress = progress

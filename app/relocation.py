@@ -17,8 +17,8 @@ from config.db import open_engine, session_factory
 from config.places import board_place, other_board
 from config.s3 import open_s3, require_bucket
 from config.settings import Settings, SettingsError
-from services.copying import Watch
-from services.moving import Move, Pass
+from services.backups.copying import Watch
+from services.backups.moving import Move, Pass
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

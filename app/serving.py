@@ -28,7 +28,7 @@ async def serve(settings: Settings) -> None:
     """Serve until told to stop; what is missing is started, and migrations are applied."""
     # Until all is loaded, of which nothing is garbage: looking for some takes a tenth of the start.
     gc.disable()
-    from app.main import prepare
+    from app.capabilities import prepare
 
     # Before anything else is started; it listens at once, so that no other process can have it.
     listening = _listen(settings)

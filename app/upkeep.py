@@ -14,7 +14,7 @@ from rich.table import Table
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.main import open_capabilities
+from app.capabilities import open_capabilities
 from app.parts import open_parts
 from config.s3 import S3Error, open_s3
 from config.settings import Settings, SettingsError

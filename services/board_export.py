@@ -138,7 +138,7 @@ async def _copy_all(
         advance("images", 1)
 
     async for images in _streamed(connection, _IMAGES):
-        await each(images, copy, at_once=_COPIES)
+        await each(copy, images, at_once=_COPIES)
     return {"images": copied, "missing_images": missing}
 
 

@@ -23,6 +23,7 @@ from models.image import Image, ImageState
 from services import holds
 from services.bucket import Bucket, Listed, Object
 from services.ledger import SETTLED, discard
+from services.several import batches
 from services.store import ImageStore
 
 log = structlog.get_logger()
@@ -130,7 +131,7 @@ async def survey(
         advance(objects)
 
     suspects = _suspects(_rows(db, tally), bucket.listing(counted), deep=deep)
-    async for keys in _batches(suspects):
+    async for keys in batches(suspects, BATCH):
         for finding in await _verified(db, bucket, keys):
             tally.found[finding.kind] += 1
             yield finding
@@ -153,7 +154,7 @@ async def mend(db: AsyncSession, images: ImageStore, bucket: Bucket, finding: Fi
     return False
 
 
-async def _rows(db: AsyncSession, tally: Tally) -> AsyncIterator[_Row]:
+async def _rows(db: AsyncSession, tally: Tally) -> AsyncGenerator[_Row]:
     after = ""
     while True:
         # A transaction for each page: none is open while S3 is talked to.
@@ -169,7 +170,7 @@ async def _rows(db: AsyncSession, tally: Tally) -> AsyncIterator[_Row]:
 
 async def _suspects(
     rows: AsyncIterator[_Row], objects: AsyncIterator[Listed], *, deep: bool
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str]:
     """Merge both sides; gives the keys that are on one side only, or differ."""
     row, found = await anext(rows, None), await anext(objects, None)
     while row or found:
@@ -184,16 +185,6 @@ async def _suspects(
             if row.state is ImageState.ATTACHED and (deep or row.bytes != found.bytes):
                 yield row.key
             row, found = await anext(rows, None), await anext(objects, None)
-
-
-async def _batches(keys: AsyncIterator[str]) -> AsyncIterator[list[str]]:
-    batch: list[str] = []
-    async for key in keys:
-        batch.append(key)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    yield batch
 
 
 async def _verified(db: AsyncSession, bucket: Bucket, suspects: Sequence[str]) -> list[Finding]:

@@ -16,10 +16,10 @@ from config.places import board_place, open_place
 from config.s3 import open_s3, require_bucket
 from models.base import NOW
 from models.image import Image, ImageState
-from services.backup import Backup
-from services.backups import Manifest
-from services.copying import each
-from services.restore import Restore, verify
+from services.backups.backup import Backup
+from services.backups.layout import Manifest
+from services.backups.restore import Restore, verify
+from services.several import each
 from tests.boards import JPEG, PNG, Author, Nobody, OwnBoard
 from tests.conftest import Json, files, keys_in
 from tests.test_cli import Board

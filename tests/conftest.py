@@ -33,7 +33,8 @@ from sqlalchemy.ext.asyncio import (
 )
 
 from app import embedded, logs
-from app.main import Capabilities, create_app, lend, open_capabilities, prepare
+from app.capabilities import Capabilities, lend, open_capabilities, prepare
+from app.main import create_app
 from app.protocol import OPTIONS
 from config.s3 import open_s3
 from config.settings import Settings

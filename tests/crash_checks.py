@@ -8,7 +8,7 @@ from datetime import timedelta
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.main import open_capabilities
+from app.capabilities import open_capabilities
 from config.db import open_engine, session_factory
 from config.s3 import S3Client, open_s3
 from config.settings import Settings

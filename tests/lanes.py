@@ -18,8 +18,9 @@ import uvicorn
 from sqlalchemy import insert, text, update
 
 from app import rate_limits
+from app.capabilities import lend, open_capabilities, prepare
 from app.fast_reads import FastReads
-from app.main import create_app, lend, open_capabilities, prepare
+from app.main import create_app
 from app.protocol import OPTIONS
 from models.user import User
 from services.counters import Counters

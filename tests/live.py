@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager, nullcontext
 
 import uvicorn
 
-from app.main import create_app, prepare
+from app.capabilities import prepare
+from app.main import create_app
 from app.protocol import OPTIONS
 from config.settings import Settings
 

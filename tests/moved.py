@@ -11,7 +11,8 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from app.board_moves import MoveIn
-from app.main import create_app, prepare
+from app.capabilities import prepare
+from app.main import create_app
 from config.settings import Settings
 from models.comment import Comment
 from models.feed import Feed

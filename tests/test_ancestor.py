@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from models.imported import Kind
-from services.ancestor import Ancestor, NotOpen, Unreadable
+from services.importing.ancestor import Ancestor, NotOpen, Unreadable
 from tests import ancestor
 
 

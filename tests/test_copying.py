@@ -7,7 +7,8 @@ import pytest
 
 from config.places import board_place, open_place
 from config.s3 import open_s3, require_bucket
-from services.copying import CHUNK, Damaged, copy, each, read
+from services.backups.copying import CHUNK, Damaged, copy, read
+from services.several import each
 from tests.conftest import make_settings
 
 

@@ -14,8 +14,9 @@ import pytest
 from sqlalchemy import text
 
 from app import fast_reads
+from app.capabilities import prepare
 from app.fast_reads import Reads
-from app.main import create_app, prepare
+from app.main import create_app
 from config.readers import CONNECTIONS
 from tests.conftest import bearer, client_of, own_folder, user_maker
 from tests.crash_parts import database_in

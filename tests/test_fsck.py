@@ -14,7 +14,7 @@ import httpx
 import pytest
 from sqlalchemy import delete, text, update
 
-from app.main import prepare
+from app.capabilities import prepare
 from app.upkeep import Check
 from config.db import open_engine, session_factory
 from config.s3 import open_s3, require_bucket

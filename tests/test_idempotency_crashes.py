@@ -10,7 +10,7 @@ import httpx
 import pytest
 from sqlalchemy import func, select, update
 
-from app.main import prepare
+from app.capabilities import prepare
 from config.db import open_engine, session_factory
 from config.s3 import open_s3
 from models.base import NOW

@@ -10,7 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 from sqlalchemy import func, select
 
-from app.main import prepare
+from app.capabilities import prepare
 from config.settings import SettingsError
 from models.feed import Feed
 from models.image import Image, ImageState

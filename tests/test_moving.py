@@ -11,8 +11,8 @@ import pytest
 from config.db import open_engine, session_factory
 from config.places import board_place
 from config.s3 import open_s3, require_bucket
-from services.copying import each
-from services.moving import Move
+from services.backups.moving import Move
+from services.several import each
 from tests.boards import JPEG, Author, Nobody, Traffic, answers_of, open_boards, until
 from tests.conftest import keys_in, make_settings
 from tests.pictures import annotated_png

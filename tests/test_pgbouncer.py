@@ -15,8 +15,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from app import checks, pooler
+from app.capabilities import prepare
 from app.checks import Level
-from app.main import create_app, prepare
+from app.main import create_app
 from config.db import open_engine, reading, session_factory
 from config.settings import SettingsError
 from services import revocations

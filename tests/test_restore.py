@@ -11,7 +11,7 @@ import migrations
 from config.db import open_engine
 from config.s3 import open_s3, require_bucket
 from config.settings import SettingsError
-from services.copying import Damaged, PlaceError
+from services.backups.copying import Damaged, PlaceError
 from tests.backup_parts import add_objects, backed_up, faults_of, restored
 from tests.boards import open_boards
 from tests.conftest import own_folder, to_anybody

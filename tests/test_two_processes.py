@@ -14,7 +14,8 @@ import httpx
 import pytest
 from sqlalchemy import insert, text
 
-from app.main import create_app, lend, open_capabilities, prepare
+from app.capabilities import lend, open_capabilities, prepare
+from app.main import create_app
 from config.s3 import open_s3
 from models.image import Image
 from services import leaving

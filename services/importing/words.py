@@ -20,7 +20,7 @@ from models.imported import Kind
 from models.like import CommentLike, FeedLike
 from models.record import CommentRecord, LikeRecord
 from services import bulk
-from services.arriving import Arrival, Found, comments_here, feeds_here, users_here
+from services.importing.arrival import Arrival, Found, comments_here, feeds_here, users_here
 
 _Comment = Found[CommentRecord]
 _Like = Found[LikeRecord]

@@ -16,8 +16,8 @@ from models.nickname import Nickname, nickname_key
 from models.record import FollowRecord, UserRecord
 from models.user import User, email_key
 from services import bulk
-from services.arrivals import Degree
-from services.arriving import Arrival, Found, users_here
+from services.importing.arrival import Arrival, Found, users_here
+from services.importing.arrivals import Degree
 from services.passwords import UNUSABLE, is_usable
 
 _NICKNAME: TypeAdapter[str] = TypeAdapter(Nickname)

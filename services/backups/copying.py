@@ -3,8 +3,8 @@ them, and what does not add up is not written."""
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Protocol
 
 from obstore.exceptions import BaseError
 from obstore.store import ObjectStore
@@ -12,12 +12,8 @@ from obstore.store import ObjectStore
 if TYPE_CHECKING:
     from obstore import Attributes
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-# Bytes that a request carries at most, of a longer object only a part; and how many are under way.
+# Bytes that a request carries at most, of a longer object only a part.
 CHUNK = 8 * 1024 * 1024
-AT_ONCE = 8
 # What a place's fault raises; a missing object is a FileNotFoundError.
 PlaceError = (BaseError, OSError)
 
@@ -123,37 +119,3 @@ async def copy(
         max_concurrency=2,
     )
     return reading, (put["e_tag"] or "").strip('"')
-
-
-async def each(
-    work: Callable[[T], Awaitable[R]], items: Iterable[T], *, at_once: int = AT_ONCE
-) -> Sequence[R]:
-    """The results of some work in the order of the items, so many of which are under way."""
-    turns = asyncio.Semaphore(at_once)
-
-    async def one(item: T) -> R:
-        async with turns:
-            return await work(item)
-
-    failed = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(item)) for item in items]
-    except* Exception as failures:
-        failed = failures.exceptions[0]
-    # Raised out here: in there, Python before 3.11.4 would make a group of it again.
-    if failed is not None:
-        raise failed
-    return [task.result() for task in tasks]
-
-
-async def batches(items: AsyncIterator[T], size: int) -> AsyncIterator[list[T]]:
-    """Items in lists of this size; the last one may be shorter."""
-    batch: list[T] = []
-    async for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -15,7 +15,7 @@ import asyncpg
 from sqlalchemy.engine import make_url
 
 from models.imported import Kind
-from services.arrivals import Row, Survey
+from services.importing.arrivals import Row, Survey
 
 _BATCH = 500
 # Seconds that connecting, closing, or a batch may take.

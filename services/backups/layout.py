@@ -11,7 +11,7 @@ what was copied.
 
 import hashlib
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import NamedTuple, Self
 
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json, to_json
 
 from config.settings import SettingsError
-from services.copying import Damaged, Reading
+from services.backups.copying import Damaged, Reading
 from services.store import SHOWN
 
 OBJECTS, BACKUPS = "objects/", "backups/"
@@ -158,7 +158,7 @@ async def listed(place: ObjectStore, name: str, file: File) -> Sequence[Entry]:
     return _parsed(path, text)
 
 
-async def copied_before(place: ObjectStore, name: str) -> AsyncIterator[Entry]:
+async def copied_before(place: ObjectStore, name: str) -> AsyncGenerator[Entry]:
     """What the lists of a backup name that was perhaps not finished; raises Damaged."""
     async for files in place.list(path_of(name, "")):
         for path in (file["path"] for file in files if file["path"].endswith(".jsonl")):
@@ -167,7 +167,7 @@ async def copied_before(place: ObjectStore, name: str) -> AsyncIterator[Entry]:
                 yield entry
 
 
-async def entries(place: ObjectStore, manifest: Manifest) -> AsyncIterator[Entry]:
+async def entries(place: ObjectStore, manifest: Manifest) -> AsyncGenerator[Entry]:
     """All objects of a backup, in the order of their keys; raises Damaged, FileNotFoundError."""
     for file in manifest.lists:
         for entry in await listed(place, manifest.name, file):

@@ -16,8 +16,8 @@ from models.feed import Feed
 from models.imported import Kind
 from models.user import User
 from services.access import COMMENT_KEPT, FEED_KEPT
-from services.arrivals import Report, Row
-from services.imports import Book
+from services.importing.arrivals import Report, Row
+from services.importing.book import Book
 from services.store import ImageStore
 
 R = TypeVar("R")

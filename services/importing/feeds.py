@@ -1,6 +1,7 @@
 """Feeds of another board, with their images; their numbers stay what they were where they can."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -9,9 +10,9 @@ from models.image import Image
 from models.imported import Kind
 from models.record import FeedRecord
 from services import bulk, ledger
-from services.arriving import Arrival, Found, users_here
-from services.arriving_images import look_for, stored
 from services.errors import NotAuthenticated
+from services.importing.arrival import Arrival, Found, users_here
+from services.importing.images import look_for, stored
 from services.several import each
 
 _Feed = Found[FeedRecord]
@@ -24,7 +25,7 @@ async def take_feeds(arrival: Arrival, feeds: Sequence[_Feed]) -> None:
         async with arrival.sessions() as db, db.begin():
             await _post(db, arrival, bare)
     with_images = [feed for feed in feeds if feed.record.images]
-    await each(with_images, lambda feed: _take_with_images(arrival, feed), at_once=arrival.at_once)
+    await each(partial(_take_with_images, arrival), with_images, at_once=arrival.at_once)
 
 
 async def _take_with_images(arrival: Arrival, feed: _Feed) -> None:

@@ -20,9 +20,10 @@ from config.dumps import DumpFailed, Programs
 from config.settings import SettingsError
 from models import metadata
 from models.image import Image, ImageState
-from services import backups
-from services.backups import LISTED, Entry, Manifest
-from services.copying import Damaged, Reading, Watch, batches, copy, each, read, told
+from services.backups import layout
+from services.backups.copying import Damaged, Reading, Watch, copy, read, told
+from services.backups.layout import LISTED, Entry, Manifest
+from services.several import batches, each
 from services.store import CACHE_CONTROL, INCOMING, SHOWN
 
 _VERSION = "alembic_version"
@@ -35,7 +36,7 @@ async def verify(
 ) -> AsyncGenerator[str]:
     """Read all of a backup; gives a sentence for each thing that is wrong. Raises SettingsError."""
     try:
-        manifest = await backups.choose(place, name)
+        manifest = await layout.choose(place, name)
     except Damaged as error:
         yield f"{error}."
         return
@@ -49,9 +50,9 @@ async def verify(
 
     for file in manifest.lists:
         try:
-            listed = await backups.listed(place, manifest.name, file)
+            listed = await layout.listed(place, manifest.name, file)
         except _Broken as error:
-            yield _sentence(backups.path_of(manifest.name, file.name), error)
+            yield _sentence(layout.path_of(manifest.name, file.name), error)
             whole = False
             continue
         named.update(entry.key for entry in listed)
@@ -78,7 +79,7 @@ async def _fault(place: ObjectStore, entry: Entry) -> str | None:
 async def _faults_of_dump(
     place: ObjectStore, programs: Programs, manifest: Manifest, named: set[str] | None
 ) -> AsyncGenerator[str]:
-    path = backups.path_of(manifest.name, manifest.dump.name)
+    path = layout.path_of(manifest.name, manifest.dump.name)
     try:
         async with _fetched(place, manifest) as dump:
             await programs.check(dump)
@@ -119,7 +120,7 @@ async def _keys(programs: Programs, dump: Path) -> set[str]:
 @asynccontextmanager
 async def _fetched(place: ObjectStore, manifest: Manifest) -> AsyncGenerator[Path]:
     """Lend a dump as a file on disk, once it is known to be whole; raises Damaged."""
-    path = backups.path_of(manifest.name, manifest.dump.name)
+    path = layout.path_of(manifest.name, manifest.dump.name)
     with tempfile.NamedTemporaryFile(prefix="feedboard-", suffix=".dump") as file:
         reading = await Reading(place, path).open()
         async for piece in reading.pieces(manifest.dump.sha256):
@@ -144,7 +145,7 @@ class Restore:
 
         Also Damaged, DumpFailed, `DatabaseError` and `PlaceError`; the database is empty then.
         """
-        manifest = await backups.choose(self._place, name)
+        manifest = await layout.choose(self._place, name)
         if manifest.revision > migrations.newest():
             raise SettingsError(
                 f"The backup is of a newer Feedboard ({manifest.feedboard}); install that one."
@@ -163,9 +164,9 @@ class Restore:
 
     async def _require_own(self, manifest: Manifest) -> None:
         """See that the bucket has nothing but objects of this backup in it."""
-        self._there = await backups.sizes(self._bucket, SHOWN, INCOMING)
+        self._there = await layout.sizes(self._bucket, SHOWN, INCOMING)
         strangers = set(self._there)
-        async for entry in backups.entries(self._place, manifest):
+        async for entry in layout.entries(self._place, manifest):
             strangers.discard(entry.key)
         if strangers:
             raise SettingsError(
@@ -182,7 +183,7 @@ class Restore:
             return await self._copied(entry)
 
         faults: list[str] = []
-        async for batch in batches(backups.entries(self._place, manifest), LISTED):
+        async for batch in batches(layout.entries(self._place, manifest), LISTED):
             faults += filter(None, await each(one, batch))
         if faults:
             raise Damaged("\n".join([*faults, "The database was not touched"]))

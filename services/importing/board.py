@@ -5,7 +5,7 @@ what it took: so an import that was broken off goes on where it ended, and one t
 takes what has come since, and changes nothing of what it took before.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -21,12 +21,13 @@ from models.record import (
     Record,
     UserRecord,
 )
-from services.arrivals import Degree, Row, Source
-from services.arriving import Arrival, Found
-from services.arriving_feeds import take_feeds
-from services.arriving_images import take_avatars
-from services.arriving_people import Accounts, take_follows
-from services.arriving_words import Comments, take_likes
+from services.importing.arrival import Arrival, Found
+from services.importing.arrivals import Degree, Row, Source
+from services.importing.feeds import take_feeds
+from services.importing.images import take_avatars
+from services.importing.people import Accounts, take_follows
+from services.importing.words import Comments, take_likes
+from services.several import batches
 
 # Of each kind its record, and how many are taken at a time: feeds may be long.
 _RECORDS: dict[Kind, tuple[type[Record], int]] = {
@@ -56,8 +57,8 @@ async def take(arrival: Arrival, source: Source, advance: Callable[[Kind, int], 
         Kind.FOLLOWS: lambda follows: take_follows(arrival, follows),
     }
     for kind, step in steps.items():
-        async with aclosing(_batches(source.rows(kind), _RECORDS[kind][1])) as batches:
-            async for batch in batches:
+        async with aclosing(batches(source.rows(kind), _RECORDS[kind][1])) as taken:
+            async for batch in taken:
                 found = _judged(arrival, kind, batch)
                 if kind is Kind.USERS:
                     await accounts.require_same(found)
@@ -95,18 +96,6 @@ async def _unknown(arrival: Arrival, kind: Kind, found: Sequence[Found[Any]]) ->
         for loss in it.row.losses:
             arrival.report.remark(kind, it.row, Degree.LESSENED, loss)
     return new
-
-
-async def _batches(rows: AsyncGenerator[Row], size: int) -> AsyncGenerator[list[Row]]:
-    batch: list[Row] = []
-    async with aclosing(rows):
-        async for row in rows:
-            batch.append(row)
-            if len(batch) == size:
-                yield batch
-                batch = []
-    if batch:
-        yield batch
 
 
 def _sentence(error: ValidationError) -> str:

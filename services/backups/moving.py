@@ -22,8 +22,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from models.image import Image, ImageState
 from services import holds
-from services.backup import KEPT
-from services.copying import Damaged, Watch, copy, each, read
+from services.backups.backup import KEPT
+from services.backups.copying import Damaged, Watch, copy, read
+from services.several import each
 from services.store import CACHE_CONTROL, INCOMING, SHOWN
 
 PAGE = 1000

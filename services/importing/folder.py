@@ -9,8 +9,8 @@ import obstore
 from obstore.store import ObjectStore
 
 from models.imported import Kind
-from services.arrivals import Row, Survey
 from services.board_export import FORMAT, MANIFEST, VERSION, file_of
+from services.importing.arrivals import Row, Survey
 
 # Bytes that a line may have: more than the longest words take, however they are written.
 MAX_LINE = 16 * 1024 * 1024

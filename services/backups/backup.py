@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,10 +21,20 @@ import migrations
 from config.dumps import Programs
 from config.settings import SettingsError
 from models.image import Image, ImageState
-from services import backups
-from services.backups import DUMP, LIST, LISTED, MANIFEST, SHOWN_OBJECTS, Entry, File, Manifest
-from services.copying import Damaged, Watch, batches, copy, each, read, told
+from services.backups import layout
+from services.backups.copying import Damaged, Watch, copy, read, told
+from services.backups.layout import (
+    DUMP,
+    LIST,
+    LISTED,
+    MANIFEST,
+    SHOWN_OBJECTS,
+    Entry,
+    File,
+    Manifest,
+)
 from services.holds import Hold, hold
+from services.several import batches, each
 
 log = structlog.get_logger()
 
@@ -61,7 +71,7 @@ class Backup:
         goes on where this one was.
         """
         async with hold(self._engine) as held:
-            if self.name in await backups.names(self._place):
+            if self.name in await layout.names(self._place):
                 raise SettingsError(f"There is a backup {self.name} already; try again.")
             await self._look_around()
             with tempfile.TemporaryFile("w+") as wanted:
@@ -81,7 +91,7 @@ class Backup:
                 # A rename says nothing of whether the bytes have arrived.
                 await to_thread.run_sync(os.sync)
             await held.confirm()
-            await backups.put(self._place, self.name, MANIFEST, manifest.sealed())
+            await layout.put(self._place, self.name, MANIFEST, manifest.sealed())
             await thin_out(self._place, keep=keep)
         return manifest
 
@@ -90,12 +100,12 @@ class Backup:
 
         For a million objects that takes 350 MB.
         """
-        there = await backups.sizes(self._place, SHOWN_OBJECTS)
+        there = await layout.sizes(self._place, SHOWN_OBJECTS)
         self._there = {path: (size, None) for path, size in there.items()}
-        newest, since = await backups.newest(self._place), await backups.names(self._place)
+        newest, since = await layout.newest(self._place), await layout.names(self._place)
         for name in since if newest is None else since[since.index(newest) :]:
             try:
-                async for entry in backups.copied_before(self._place, name):
+                async for entry in layout.copied_before(self._place, name):
                     size, _ = self._there.get(entry.path, (None, None))
                     if entry.sha256 and size == entry.size:
                         self._there[entry.path] = size, bytes.fromhex(entry.sha256)
@@ -131,7 +141,7 @@ class Backup:
                     digest.update(piece)
                     yield piece
 
-        path = backups.path_of(self.name, DUMP)
+        path = layout.path_of(self.name, DUMP)
         async with aclosing(summed_up()) as dump:
             await self._place.put_async(path, dump, chunk_size=_PART, max_concurrency=2)
         return File(name=DUMP, size=size, sha256=digest.hexdigest())
@@ -153,7 +163,7 @@ class Backup:
             await held.confirm()
             text = b"".join(json.dumps(entry).encode() + b"\n" for entry in copied)
             file = LIST.format(len(lists) + 1)
-            lists.append(await backups.put(self._place, self.name, file, text))
+            lists.append(await layout.put(self._place, self.name, file, text))
             totals["objects"] += len(copied)
             totals["size"] += sum(entry.size for entry in copied if entry.sha256)
             totals["missing"] += sum(entry.sha256 is None for entry in copied)
@@ -182,7 +192,7 @@ async def _write_down(connection: AsyncConnection, wanted: IO[str]) -> None:
             wanted.write(json.dumps([*row, None]) + "\n")
 
 
-async def _entries(lines: Iterable[str]) -> AsyncIterator[Entry]:
+async def _entries(lines: Iterable[str]) -> AsyncGenerator[Entry]:
     for line in lines:
         yield Entry(*json.loads(line))
 
@@ -193,21 +203,21 @@ async def thin_out(place: ObjectStore, *, keep: int | None = None) -> None:
     Then no object is left that none of these names. Raises Damaged, and deletes no object, if one
     that is kept does not say what it names.
     """
-    there = await backups.names(place)
-    finished = [name for name in there if await backups.is_finished(place, name)]
+    there = await layout.names(place)
+    finished = [name for name in there if await layout.is_finished(place, name)]
     kept = finished if keep is None else finished[-keep:]
     for name in there:
         if name not in kept:
             # The manifest first: what is half deleted is no backup.
-            files = await backups.sizes(place, backups.path_of(name, ""))
+            files = await layout.sizes(place, layout.path_of(name, ""))
             for path in sorted(files, key=lambda path: not path.endswith(MANIFEST)):
                 await place.delete_async(path)
     if keep is None:
         return
-    unnamed = set(await backups.sizes(place, SHOWN_OBJECTS))
+    unnamed = set(await layout.sizes(place, SHOWN_OBJECTS))
     for name in kept:
         try:
-            async for entry in backups.entries(place, await backups.manifest(place, name)):
+            async for entry in layout.entries(place, await layout.manifest(place, name)):
                 unnamed.discard(entry.path)
         except (Damaged, FileNotFoundError) as error:
             raise Damaged(

@@ -4,6 +4,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import PurePosixPath
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -19,8 +20,6 @@ from models.imported import Kind
 from models.record import AvatarRecord, Picture
 from models.user import User
 from services import ledger
-from services.arrivals import Degree, Row
-from services.arriving import Arrival, Found, users_here
 from services.errors import (
     DamagedImage,
     ImageTooLarge,
@@ -28,6 +27,8 @@ from services.errors import (
     Refusal,
     UnsupportedImage,
 )
+from services.importing.arrival import Arrival, Found, users_here
+from services.importing.arrivals import Degree, Row
 from services.ledger import Upload
 from services.several import each
 
@@ -87,7 +88,7 @@ async def look_for(arrival: Arrival, kind: Kind, row: Row, pictures: Sequence[Pi
 
 async def take_avatars(arrival: Arrival, avatars: Sequence[Found[AvatarRecord]]) -> None:
     """Give users the avatars that they had, unless they have one here."""
-    await each(avatars, lambda avatar: _take_avatar(arrival, avatar), at_once=arrival.at_once)
+    await each(partial(_take_avatar, arrival), avatars, at_once=arrival.at_once)
 
 
 async def _take_avatar(arrival: Arrival, avatar: Found[AvatarRecord]) -> None:

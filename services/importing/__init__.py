@@ -1,0 +1,1 @@
+"""Moving in: what another board has is taken into this one."""
