@@ -55,7 +55,7 @@ class NotEmpty(Exception):
     """There is something already where the export is to lie."""
 
 
-def file_of(kind: Kind) -> str:
+def file_of(kind: str) -> str:
     """The file of an export that holds the records of a kind."""
     return f"{kind}.jsonl"
 

@@ -1,8 +1,7 @@
 """The ancestor: the board that Feedboard descends from, read out of its own database.
 
 It is read as it is at one moment, a few rows at a time, by a client that is open inside `async
-with` and nowhere else. What its columns mean is said here alone; it knows no model of ours but the
-records that it gives.
+with` and nowhere else. What its columns mean is said here alone; it knows no model of ours.
 """
 
 import json
@@ -14,7 +13,6 @@ from typing import Any, Self
 import asyncpg
 from sqlalchemy.engine import make_url
 
-from models.imported import Kind
 from services.importing.arrivals import Row, Survey
 
 _BATCH = 500
@@ -81,7 +79,7 @@ class Ancestor:
         """How much there is of each kind; raises NotOpen, and Unreadable."""
         return await self._survey(self._opened())
 
-    def rows(self, kind: Kind) -> AsyncGenerator[Row]:
+    def rows(self, kind: str) -> AsyncGenerator[Row]:
         """The rows of one kind; raises NotOpen, and Unreadable.
 
         To be closed by who does not read them to their end.
@@ -103,14 +101,14 @@ class Ancestor:
         counts, last_feed = {}, 0
         with _reading():
             for kind in _QUERIES:
-                counted = f"SELECT count(*) FROM {kind.value}"  # noqa: S608
+                counted = f"SELECT count(*) FROM {kind}"  # noqa: S608
                 counts[kind] = await connection.fetchval(counted)
             last = await connection.fetchval("SELECT max(id)::text FROM feeds")
         if last is not None and last.isdigit():
             last_feed = int(last)
         return Survey(counts, last_feed)
 
-    async def _rows(self, connection: asyncpg.Connection, kind: Kind) -> AsyncGenerator[Row]:
+    async def _rows(self, connection: asyncpg.Connection, kind: str) -> AsyncGenerator[Row]:
         if kind not in _QUERIES:
             return
         with _reading():
@@ -130,7 +128,7 @@ class Ancestor:
             found: list[asyncpg.Record] = await connection.fetch(f"FETCH {_BATCH} FROM rows")
         return found
 
-    def _row(self, kind: Kind, found: dict[str, Any]) -> Row:
+    def _row(self, kind: str, found: dict[str, Any]) -> Row:
         row = Row(str(found.pop("label")), found, times=found.pop("times", 1))
         for name, value in found.items():
             if isinstance(value, datetime) and value.tzinfo is None:
@@ -143,7 +141,7 @@ class Ancestor:
             if author is None:
                 whom = f"its author {email} is not among the users"
                 row.fault = whom if email else "it has no author"
-        if kind is Kind.FEEDS:
+        if kind == "feeds":
             found["images"], row.losses = _images(found.pop("image_urls"))
         return row
 
@@ -176,29 +174,29 @@ def _is_url(url: object) -> bool:
 # Of each address the user with the least id: an address is one account here, whatever its case.
 _BY_EMAIL = "(SELECT DISTINCT ON (lower(email)) id, lower(email) AS email FROM users ORDER BY 2, 1)"
 _QUERIES = {
-    Kind.USERS: """
+    "users": """
         SELECT id::text AS label, id::text, email, password AS password_hash, nickname, create_dt
         FROM users ORDER BY users.id""",
-    Kind.FEEDS: f"""
+    "feeds": f"""
         SELECT feeds.id::text AS label, feeds.id::text, author.id::text AS author_id,
             author_email AS email_of_author, title, content,
             image_urls::text AS image_urls, create_dt, update_dt
         FROM feeds LEFT JOIN {_BY_EMAIL} AS author ON author.email = lower(author_email)
         ORDER BY feeds.id""",  # noqa: S608 - nothing in these comes from outside
-    Kind.COMMENTS: f"""
+    "comments": f"""
         SELECT comments.id::text AS label, comments.id::text, author.id::text AS author_id,
             author_email AS email_of_author, content, feed_id::text, create_dt,
             update_dt
         FROM comments LEFT JOIN {_BY_EMAIL} AS author ON author.email = lower(author_email)
         ORDER BY feed_id, comments.id""",  # noqa: S608
     # What is there twice comes once, with how often.
-    Kind.LIKES: f"""
+    "likes": f"""
         SELECT min(likes.id)::text AS label, count(*) AS times, author.id::text AS user_id,
             min(user_email) AS email_of_author, feed_id::text, comment_id::text
         FROM likes LEFT JOIN {_BY_EMAIL} AS author ON author.email = lower(user_email)
         GROUP BY author.id, lower(user_email), feed_id, comment_id
         ORDER BY feed_id, comment_id, min(likes.id)""",  # noqa: S608
-    Kind.FOLLOWS: """
+    "follows": """
         SELECT coalesce(follower_id::text, 'null') || ' → ' || coalesce(following_id::text, 'null')
             AS label, count(*) AS times, follower_id::text, following_id::text AS followed_id
         FROM follows GROUP BY follower_id, following_id ORDER BY follower_id, following_id""",

@@ -1,7 +1,7 @@
 """What arrives from another board: its rows, as any source gives them, and what is said of them."""
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -22,9 +22,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Survey:
-    """How many rows there are of each kind, and the greatest number that a feed has."""
+    """How many rows there are of each `Kind`, and the greatest number that a feed has."""
 
-    counts: dict[Kind, int]
+    counts: Mapping[str, int]
     last_feed: int
 
 
@@ -34,8 +34,8 @@ class Source(Protocol):
     async def survey(self) -> Survey:
         """Look at all of it, before anything is taken."""
 
-    def rows(self, kind: Kind) -> AsyncGenerator[Row]:
-        """Its rows of one kind; a comment comes before its replies."""
+    def rows(self, kind: str) -> AsyncGenerator[Row]:
+        """Its rows of one `Kind`; a comment comes before its replies."""
 
 
 class Degree(StrEnum):

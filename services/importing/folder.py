@@ -29,7 +29,8 @@ class Folder:
     async def survey(self) -> Survey:
         """Read it all once; raises NoExport for one that was broken off, or is not as it was."""
         told = await self._manifest()
-        counts, last_feed = {}, 0
+        counts: dict[str, int] = {}
+        last_feed = 0
         for kind in Kind:
             file, digest, number = file_of(kind), sha256(), 0
             async for line in self._lines(kind, digest):
@@ -42,7 +43,7 @@ class Folder:
                 raise NoExport(f"{file} is not as it was when {MANIFEST} was written.")
         return Survey(counts, last_feed)
 
-    async def rows(self, kind: Kind) -> AsyncGenerator[Row]:
+    async def rows(self, kind: str) -> AsyncGenerator[Row]:
         number = 0
         async for line in self._lines(kind):
             number += 1
@@ -65,7 +66,7 @@ class Folder:
         files = manifest.get("files")
         return files if isinstance(files, dict) else {}
 
-    async def _lines(self, kind: Kind, digest: Any = None) -> AsyncGenerator[bytes]:
+    async def _lines(self, kind: str, digest: Any = None) -> AsyncGenerator[bytes]:
         """The lines of a kind's file, if there is one."""
         try:
             found = await obstore.get_async(self._place, file_of(kind))
