@@ -3,8 +3,7 @@
 import asyncio
 import json
 import os
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,13 +14,13 @@ from obstore.exceptions import BaseError
 from obstore.store import ObjectStore
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from sqlalchemy import text
 
 import migrations
 from app.capabilities import Capabilities, open_capabilities, prepare
 from app.parts import open_parts
+from app.progress import counted
 from config.db import open_engine
 from config.places import board_place, open_place
 from config.settings import Settings, SettingsError
@@ -117,7 +116,7 @@ class MoveIn:
         )
         counts = {kind.value: survey.counts.get(kind, 0) for kind in Kind}
         try:
-            with _progress(counts) as advance:
+            with counted(counts) as advance:
                 await board.take(arrival, source, advance)
         finally:
             self._summarize()
@@ -164,7 +163,7 @@ async def move_out(settings: Settings, where: str) -> None:
         async with open_engine(complete.direct, patience=None) as engine:
             counts = await board_export.survey(engine)
             try:
-                with _progress(counts) as advance:
+                with counted(counts) as advance:
                     told = await board_export.export(engine, board_place(complete), place, advance)
             except board_export.NotEmpty:
                 raise SettingsError(f"{where} is not empty; name another folder.") from None
@@ -239,27 +238,3 @@ def _written(path: Path) -> Generator[IO[str]]:
         raise SettingsError(f"--report: {path} cannot be written ({error.strerror}).") from error
     with file:
         yield file
-
-
-@contextmanager
-def _progress(counts: Mapping[str, int]) -> Generator[Callable[[str, int], None]]:
-    """Bars where somebody sees them, one for each thing that there is any of."""
-    console = out if out.is_terminal else err
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        redirect_stdout=False,
-    ) as progress:
-        tasks = {name: progress.add_task(name, total=n) for name, n in counts.items() if n}
-        done: Counter[str] = Counter()
-
-        def advance(name: str, number: int) -> None:
-            done[name] += number
-            if name in tasks:
-                progress.update(tasks[name], completed=done[name])
-
-        yield advance

@@ -1,21 +1,38 @@
-"""A bar that shows how many objects and bytes are done, where somebody sees it."""
+"""Bars that show how far a command has come, where somebody sees them."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
 
+@contextmanager
+def counted(
+    totals: Mapping[str, int], *, silent: bool = False
+) -> Generator[Callable[[str, int], None]]:
+    """Show a bar for each thing that there is any of; lends what is told of each, how many more."""
+    with _shown(MofNCompleteColumn(), silent=silent) as progress:
+        tasks = {name: progress.add_task(name, total=n) for name, n in totals.items() if n}
+
+        def advance(name: str, number: int) -> None:
+            if name in tasks:
+                progress.advance(tasks[name], number)
+
+        yield advance
+
+
 class Bar:
-    """A `services.backups.copying.Watch` on the terminal."""
+    """A `services.backups.copying.Watch` on the terminal: objects, and bytes."""
 
     def __init__(self, progress: Progress, what: str) -> None:
         self._progress = progress
@@ -32,18 +49,22 @@ class Bar:
 
 @contextmanager
 def bar(what: str) -> Generator[Bar]:
-    """Show a bar for as long as the block runs; nothing if standard error is no terminal."""
+    """Show how many objects are copied, and how many bytes."""
+    objects = TextColumn("{task.fields[done]:,}/{task.fields[of]} objects")
+    with _shown(objects, DownloadColumn(binary_units=True), TransferSpeedColumn()) as progress:
+        yield Bar(progress, what)
+
+
+def _shown(*columns: ProgressColumn, silent: bool = False) -> Progress:
+    # Standard output may go into a file, and has to get there as it is.
     console = Console(stderr=True, highlight=False)
-    with Progress(
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[done]:,}/{task.fields[of]} objects"),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        *columns,
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=silent or not console.is_terminal,
         redirect_stdout=False,
         transient=True,
-    ) as progress:
-        yield Bar(progress, what)
+    )

@@ -5,17 +5,18 @@ import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.capabilities import open_capabilities
 from app.parts import open_parts
+from app.progress import counted
 from config.s3 import S3Error, open_s3
 from config.settings import Settings, SettingsError
 from services import fsck as checking
@@ -134,21 +135,10 @@ class Check:
     async def _progress(
         self, opened: _Opened, what: str
     ) -> AsyncGenerator[Callable[[int], object]]:
-        """A bar where somebody sees it, with as many objects to come as there are rows."""
-        console = out if out.is_terminal else err
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=self._as_json or not console.is_terminal,
-            # What is piped into a file has to get there.
-            redirect_stdout=False,
-            transient=True,
-        ) as progress:
-            task = progress.add_task(what, total=await checking.count(opened.db))
-            yield lambda objects: progress.advance(task, objects)
+        """A bar with as many objects to come as there are rows."""
+        rows = await checking.count(opened.db)
+        with counted({what: rows}, silent=self._as_json) as advance:
+            yield partial(advance, what)
 
     def _report(self, finding: Finding, mended: bool) -> None:
         if self._as_json:

@@ -40,6 +40,22 @@ class Board:
         self.environment = {k: v for k, v in os.environ.items() if k not in names}
         self.environment |= {"PORT": str(self.port)} | settings
 
+    @classmethod
+    def on(cls, folder, settings, **more):
+        """On a database and a bucket that are there: nothing is embedded."""
+        secret = settings.s3_secret_key
+        return cls(
+            folder,
+            DATABASE_URL=settings.database_url,
+            SECRET_KEY=SECRET,
+            S3_BUCKET=settings.s3_bucket,
+            S3_ENDPOINT_URL=settings.s3_endpoint_url or "",
+            S3_ACCESS_KEY=settings.s3_access_key or "",
+            S3_SECRET_KEY=secret.get_secret_value() if secret else "",
+            S3_REGION=settings.s3_region,
+            **more,
+        )
+
     def run(self, *arguments, **environment):
         return subprocess.run(
             COMMAND + list(arguments),
@@ -113,16 +129,7 @@ def board():
 @pytest.fixture
 def external(tmp_path, settings):
     """A board on the tests' own database and bucket: nothing is embedded."""
-    board = Board(
-        tmp_path,
-        DATABASE_URL=settings.database_url,
-        SECRET_KEY=SECRET,
-        S3_BUCKET=settings.s3_bucket,
-        S3_ENDPOINT_URL=settings.s3_endpoint_url or "",
-        S3_ACCESS_KEY=settings.s3_access_key or "",
-        S3_SECRET_KEY=settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else "",
-        S3_REGION=settings.s3_region,
-    )
+    board = Board.on(tmp_path, settings)
     yield board
     if getattr(board, "process", None) and board.process.poll() is None:
         board.stop()

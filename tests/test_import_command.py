@@ -6,7 +6,6 @@ import pytest
 
 from tests import ancestor
 from tests.ancestor import SAID, lay_images
-from tests.conftest import SECRET
 from tests.moved import new_board
 from tests.test_cli import Board
 
@@ -48,16 +47,7 @@ def test_what_a_person_can_mend_is_a_sentence(command, arguments, sentence):
 async def command(settings, make_database, tmp_path):
     """Run `feedboard` on the new board."""
     settings = (await new_board(settings, make_database, tmp_path)).settings
-    board = Board(
-        tmp_path,
-        DATABASE_URL=settings.database_url,
-        SECRET_KEY=SECRET,
-        S3_BUCKET=settings.s3_bucket,
-        S3_ENDPOINT_URL=settings.s3_endpoint_url or "",
-        S3_ACCESS_KEY=settings.s3_access_key or "",
-        S3_SECRET_KEY=settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else "",
-        S3_REGION=settings.s3_region,
-    )
+    board = Board.on(tmp_path, settings)
     board.environment["COLUMNS"] = "200"
     return board.run
 

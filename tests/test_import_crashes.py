@@ -16,7 +16,7 @@ from models.feed import Feed
 from models.image import Image, ImageState
 from models.imported import Imported, Kind
 from tests import ancestor
-from tests.conftest import SECRET, bearer, empty_bucket, keys_in, open_s3, user_maker
+from tests.conftest import bearer, empty_bucket, keys_in, open_s3, user_maker
 from tests.moved import Mover, asked, looked_into, miscounted, new_board, rows_of
 from tests.pictures import annotated_png, photo
 from tests.test_cli import COMMAND, Board
@@ -219,17 +219,7 @@ async def _taken(new):
 
 def _start(settings, folder, old, images):
     """`feedboard import ancestor`, as a process of its own."""
-    board = Board(
-        folder,
-        DATABASE_URL=settings.database_url,
-        SECRET_KEY=SECRET,
-        S3_BUCKET=settings.s3_bucket,
-        S3_ENDPOINT_URL=settings.s3_endpoint_url or "",
-        S3_ACCESS_KEY=settings.s3_access_key or "",
-        S3_SECRET_KEY=settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else "",
-        S3_REGION=settings.s3_region,
-        S3_KEY_PREFIX=settings.s3_key_prefix,
-    )
+    board = Board.on(folder, settings, S3_KEY_PREFIX=settings.s3_key_prefix)
     return subprocess.Popen(
         [*COMMAND, "import", "ancestor", "--database", old, "--images", str(images)],
         cwd=folder,
