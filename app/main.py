@@ -23,7 +23,7 @@ from app.pages import add_pages
 from app.protocol import BoundedHead
 from app.proxies import TrustedProxies
 from app.request_log import Ended, RequestLog, observer
-from app.shedding import around_images, around_work
+from app.shedding import shed
 from config.settings import Settings
 from routers import (
     accounts,
@@ -78,15 +78,13 @@ def create_app(settings: Settings) -> FastAPI:
     limits = None if settings.rates is None else rate_limits.Limits(settings.rates)
     ended = observer(settings)
     _add_middleware(app, settings, limits, ended)
-    app.front = around_work(partial(FastAPI.__call__, app), settings, ended)
-    if settings.fast_reads:
-        lane = partial(FastReads, state=app.state, settings=settings, limits=limits, ended=ended)
-        if telemetry.wanted():
-            # FastAPI's telemetry is around its middleware, and has to be around this, too.
-            app.add_middleware(lane)
-        else:
-            app.front = lane(app.front)
-    app.front = around_images(app.front, settings, ended)
+    lane = partial(FastReads, state=app.state, settings=settings, limits=limits, ended=ended)
+    in_front = settings.fast_reads and not telemetry.wanted()
+    if settings.fast_reads and not in_front:
+        # FastAPI's telemetry is around its middleware, and has to be around this, too.
+        app.add_middleware(lane)
+    plain = partial(FastAPI.__call__, app)
+    app.front = shed(plain, lane if in_front else None, settings, ended)
     if settings.proxies:
         app.front = TrustedProxies(app.front, proxies=settings.proxies)
     # Of the routers that write; keeping one's account is left to those who are not verified, too.

@@ -5,8 +5,9 @@ at what nobody waits for any more.
 """
 
 import asyncio
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -22,17 +23,19 @@ from config.settings import Settings
 from routers.rates import class_of
 from services.errors import Overloaded
 
-Kind = RouteClass | Literal["image"]
+Kind = RouteClass | Literal["image", "lane"]
 KindOf = Callable[[str, str], Kind | None]  # by method and path
-_IMAGES = "/images/"
+_IMAGES, _LIST, _READ = "/images/", "/api/feed/list", "/api/feed/read/"
 # Requests of a kind that are at work at a time: to begin with, of those that threads do (passwords,
 # pictures) for each thread, and at most.
 SOME, A_THREAD, MANY = 200, 32, 500
-# What remains of a bound after an answer that came late; after one in time it is one more.
+# What remains of a bound after an answer that came late; after one in time it is one more, but not
+# within seconds of one that was late.
 LESS = 0.9
-# Seconds for which a connection is not read after a refusal: those who ask again at once would
-# leave no time for the work.
-PAUSE = 0.5
+CALM = 1.0
+# Seconds for which a connection is not read after a refusal, and up to twice as many, so that not
+# all come back together: those who ask again at once would leave no time for the work.
+PAUSE = 1.0
 _STATUS, _ID = int(Overloaded.status), b"the request's id"
 
 
@@ -44,10 +47,18 @@ class Bound:
     fall below half of where it begins, which a crowd may be that comes all at once.
     """
 
-    def __init__(self, limit: int, seconds: float) -> None:
+    def __init__(
+        self,
+        limit: int,
+        seconds: float,
+        *,
+        least: int | None = None,
+        beside: Sequence["Bound"] = (),
+    ) -> None:
         self.at_work = 0
         self.limit = float(limit)
-        self._least, self._most, self._seconds = limit / 2, max(limit, MANY), seconds
+        self._least, self._most = least or limit / 2, max(limit, MANY)
+        self._seconds, self._beside, self._calm_from = seconds, beside, 0.0
 
     @property
     def full(self) -> bool:
@@ -55,26 +66,39 @@ class Bound:
 
     def answered(self, took: float) -> None:
         if took > self._seconds:
-            self.limit = max(self._least, self.limit * LESS)
-        elif 2 * self.at_work >= self.limit:
+            for bound in (self, *self._beside):
+                bound.press()
+        elif 2 * self.at_work >= self.limit and time.monotonic() >= self._calm_from:
             self.limit = min(self._most, self.limit + 1)
 
+    def press(self) -> None:
+        self.limit = max(self._least, self.limit * LESS)
+        self._calm_from = time.monotonic() + CALM
 
-def around_work(app: ASGIApp, settings: Settings, ended: Ended | None) -> "Shedding":
-    """Of what is worked at, each class by itself, so that one keeps no other out."""
+
+def shed(
+    work: ASGIApp,
+    lane: Callable[[ASGIApp], ASGIApp] | None,
+    settings: Settings,
+    ended: Ended | None,
+) -> ASGIApp:
+    """Put bounds around work, each class by itself, and around the lane in front of it, if any.
+
+    The lane's requests are cheap, and so many of them are served at once that each turn of the
+    event loop gets long: work, which takes dozens of turns, would starve. So work that is late
+    presses the lane's bounds, too.
+    """
+    quick: dict[Kind, Bound] = {"lane": Bound(MANY, 1, least=32), "image": Bound(SOME, 1, least=16)}
+    beside = list(quick.values())
     bounds: dict[Kind, Bound] = {
         "log-in": Bound(A_THREAD * settings.password_workers, 2),
         "sign-up": Bound(A_THREAD * settings.password_workers, 2),
         "upload": Bound(A_THREAD * settings.image_workers, 5),
-        "write": Bound(SOME, 1),
-        "read": Bound(SOME, 1),
+        "write": Bound(SOME, 1, beside=beside),
+        "read": Bound(SOME, 1, beside=beside),
     }
-    return Shedding(app, settings, ended, _work, bounds)
-
-
-def around_images(app: ASGIApp, settings: Settings, ended: Ended | None) -> "Shedding":
-    """Of images, which are sent some at a time: those whose turn has not come."""
-    return Shedding(app, settings, ended, _image, {"image": Bound(SOME, 1)})
+    bounded = Shedding(work, settings, ended, _work, bounds)
+    return Shedding(lane(bounded) if lane else bounded, settings, ended, _quick, quick)
 
 
 class Shedding:
@@ -130,7 +154,7 @@ class Shedding:
         if self._ended:
             self._ended(scope, sent, None, started, request_id)
         # The client has all of it (by its length), but is not heard again before this ends.
-        await asyncio.sleep(PAUSE)
+        await asyncio.sleep(random.uniform(PAUSE, 2 * PAUSE))  # noqa: S311
         await send({"type": "http.response.body"})
 
 
@@ -183,5 +207,9 @@ def _work(method: str, path: str) -> Kind | None:
     return None if path.startswith(_IMAGES) else class_of(method, path)
 
 
-def _image(method: str, path: str) -> Kind | None:
-    return "image" if path.startswith(_IMAGES) else None
+def _quick(method: str, path: str) -> Kind | None:
+    if path.startswith(_IMAGES):
+        return "image"
+    if method == "GET" and (path == _LIST or path.startswith(_READ)):
+        return "lane"
+    return None

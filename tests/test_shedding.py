@@ -107,7 +107,8 @@ async def test_who_sends_slowly_keeps_nobody_out(make_app):
     assert {task.result().status_code for task in slow} <= {422, 503}
 
 
-def test_a_bound_falls_while_answers_are_late_and_grows_where_it_is_used():
+def test_a_bound_falls_while_answers_are_late_and_grows_where_it_is_used(monkeypatch):
+    monkeypatch.setattr(shedding, "CALM", 0)
     bound = shedding.Bound(100, 1)
     for _ in range(100):
         bound.answered(2.0)
@@ -119,6 +120,18 @@ def test_a_bound_falls_while_answers_are_late_and_grows_where_it_is_used():
     assert bound.full
     bound.answered(0.1)
     assert not bound.full
+
+
+def test_work_that_is_late_presses_what_is_quick_beside_it_which_does_not_grow_at_once():
+    quick = shedding.Bound(100, 1, least=20)
+    work = shedding.Bound(100, 1, beside=[quick])
+    for _ in range(100):
+        work.answered(2.0)
+    assert quick.limit == 20
+
+    quick.at_work = 20
+    quick.answered(0.1)
+    assert quick.full
 
 
 async def test_a_connection_is_not_heard_for_a_while_after_a_refusal(
