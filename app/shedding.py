@@ -44,7 +44,8 @@ class Bound:
 
     Down by a tenth, and up by one where it is used (AIMD), as TCP finds out what a line carries: a
     number that fits all machines, and all that else goes on there, does not exist. It does not
-    fall below half of where it begins, which a crowd may be that comes all at once.
+    fall below half of where it begins, which a crowd may be that comes all at once, and is there
+    again when none was late for a second.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Bound:
         beside: Sequence["Bound"] = (),
     ) -> None:
         self.at_work = 0
-        self.limit = float(limit)
+        self.limit = self._begin = float(limit)
         self._least, self._most = least or limit / 2, max(limit, MANY)
         self._seconds, self._beside, self._calm_from = seconds, beside, 0.0
 
@@ -68,8 +69,11 @@ class Bound:
         if took > self._seconds:
             for bound in (self, *self._beside):
                 bound.press()
-        elif 2 * self.at_work >= self.limit and time.monotonic() >= self._calm_from:
-            self.limit = min(self._most, self.limit + 1)
+        elif time.monotonic() >= self._calm_from:
+            # The crowd has gone, or whatever it was.
+            self.limit = max(self._begin, self.limit)
+            if 2 * self.at_work >= self.limit:
+                self.limit = min(self._most, self.limit + 1)
 
     def press(self) -> None:
         self.limit = max(self._least, self.limit * LESS)
@@ -88,7 +92,7 @@ def shed(
     event loop gets long: work, which takes dozens of turns, would starve. So work that is late
     presses the lane's bounds, too.
     """
-    quick: dict[Kind, Bound] = {"lane": Bound(MANY, 1, least=32), "image": Bound(SOME, 1, least=16)}
+    quick: dict[Kind, Bound] = {"lane": Bound(MANY, 1, least=64), "image": Bound(SOME, 1, least=16)}
     beside = list(quick.values())
     bounds: dict[Kind, Bound] = {
         "log-in": Bound(A_THREAD * settings.password_workers, 2),

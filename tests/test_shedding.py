@@ -108,15 +108,17 @@ async def test_who_sends_slowly_keeps_nobody_out(make_app):
 
 
 def test_a_bound_falls_while_answers_are_late_and_grows_where_it_is_used(monkeypatch):
-    monkeypatch.setattr(shedding, "CALM", 0)
     bound = shedding.Bound(100, 1)
     for _ in range(100):
         bound.answered(2.0)
     assert bound.limit == 50
 
     bound.answered(0.1)
-    assert bound.limit == 50  # nobody needs more
-    bound.at_work = 50
+    assert bound.limit == 50  # one was late a moment ago
+    monkeypatch.setattr(bound, "_calm_from", 0)
+    bound.answered(0.1)
+    assert bound.limit == 100  # nobody needs more
+    bound.at_work = 100
     assert bound.full
     bound.answered(0.1)
     assert not bound.full
