@@ -1,7 +1,7 @@
 """What the service works with: opened for the process's life, and lent to the routes."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -125,17 +125,15 @@ async def lifespan(settings: Settings, app: FastAPI) -> AsyncGenerator[None]:
             partial(open_connection, settings.direct), hears=not settings.direct.database_pooler
         )
         erasing = able.eraser.erase_forever()
+        works = [reaping, sending, following, erasing]
+        if settings.metrics_port is not None:
+            from app.metrics import look_forever  # which keeps figures as soon as it is loaded
+
+            works.append(look_forever(able.sessions, able.pools))
         async with AsyncExitStack() as stack:
-            for work in (reaping, sending, following, erasing, *_looking(settings, able)):
+            for work in works:
                 await stack.enter_async_context(_background(work))
             yield
-
-
-def _looking(settings: Settings, able: Capabilities) -> Iterable[Any]:
-    if settings.metrics_port is not None:
-        from app.metrics import look_forever
-
-        yield look_forever(able.sessions, able.pools)
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ They are the lines of an export, whose fields `docs/moving-in.md` tells.
 """
 
 import json
+from abc import abstractmethod
 from datetime import UTC, datetime
 from typing import Annotated, Self
 
@@ -50,9 +51,9 @@ class Picture(Shape):
 
 
 class Record(Shape):
+    @abstractmethod
     def key(self) -> str:
         """What the record is known by among those of its kind."""
-        raise NotImplementedError
 
 
 class _Identified(Record):

@@ -1,6 +1,6 @@
 """The ancestor's database, made with plain SQL, with all that went wrong over years."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -110,6 +110,13 @@ async def fill(url: str) -> None:
             "INSERT INTO follows VALUES ($1, $2)",
             [(1, 2), (1, 2), (2, 1), (2, 2), (1, 999), (3, 1), (6, 1), (5, None)],
         )
+
+
+async def filled(make_database: Callable[[], Awaitable[str]]) -> str:
+    """The URL of a database of its own, filled."""
+    url = await make_database()
+    await fill(url)
+    return url
 
 
 def _urls(*names: str) -> str:

@@ -12,9 +12,7 @@ from tests.moved import Mover, asked, miscounted, new_board, rows_of
 @pytest.fixture
 async def old(make_database):
     """The URL of the ancestor's database."""
-    url = await make_database()
-    await ancestor.fill(url)
-    return url
+    return await ancestor.filled(make_database)
 
 
 @pytest.fixture

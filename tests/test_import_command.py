@@ -13,9 +13,7 @@ from tests.test_cli import Board
 @pytest.fixture
 async def old(make_database):
     """The URL of the ancestor's database."""
-    url = await make_database()
-    await ancestor.fill(url)
-    return url
+    return await ancestor.filled(make_database)
 
 
 @pytest.fixture

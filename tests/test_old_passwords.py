@@ -97,9 +97,7 @@ async def test_a_password_of_more_than_72_bytes_is_as_good_as_it_was(client, peo
 @pytest.fixture
 async def old(make_database):
     """The URL of the ancestor's database."""
-    url = await make_database()
-    await ancestor.fill(url)
-    return url
+    return await ancestor.filled(make_database)
 
 
 @pytest.fixture
